@@ -1,0 +1,60 @@
+# The whole set-up, then the course. Each target prepares .venv once and reuses it.
+#
+#   make run     every notebook at profile cpu, with an index of figures and verdicts
+#   make test    style, unit tests, and every notebook against its stored outputs
+#   make lab     the notebooks, live
+
+LOCK    ?= requirements.lock  # exact versions; LOCK= takes the newest that pyproject.toml allows
+WORKERS ?= 2                  # processes of `make test`, one thread each so that they do not fight
+ARGS    ?=                    # more for `isodiff run`, such as ARGS="04 -p num_steps=50"
+
+lock    := $(strip $(LOCK))
+BIN     := .venv/bin
+READY   := .venv/ready
+SINGLE  := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lab lint clean
+
+help:
+	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
+
+# The stamp is written last, so an interrupted set-up is taken up again.
+$(READY): pyproject.toml $(lock)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+	  for candidate in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	    $$candidate -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	      && found=$$candidate && break; \
+	  done; \
+	  test -n "$$found" || { \
+	    echo "isodiff needs Python 3.11 or newer with its venv module; none was found on PATH." >&2; \
+	    echo "Install one, or name it: make PYTHON=/path/to/python3.11 ..." >&2; \
+	    exit 1; \
+	  }; \
+	  echo "Creating .venv with $$($$found --version)"; \
+	  $$found -m venv .venv; \
+	}
+	@echo "Installing isodiff and what it needs; the first time downloads several gigabytes"
+	$(BIN)/python -m pip install --quiet --editable ".[all]" $(if $(lock),--constraint $(lock))
+	$(BIN)/isodiff fetch-weights
+	@touch $@
+
+setup: $(READY)
+
+run: $(READY)
+	$(BIN)/isodiff run $(ARGS)
+
+test: lint
+	$(SINGLE) $(BIN)/python -m pytest --numprocesses $(strip $(WORKERS)) tests
+	$(SINGLE) $(BIN)/python -m pytest --numprocesses $(strip $(WORKERS)) --dist loadfile \
+	  --nbval-lax --nbval-current-env notebooks
+
+lab: $(READY)
+	$(BIN)/jupyter lab notebooks/01_s2_toy_autoencoder.ipynb
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+clean:
+	rm -rf .venv runs build isodiff.egg-info .pytest_cache .ruff_cache .hypothesis

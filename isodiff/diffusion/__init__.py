@@ -1,0 +1,1 @@
+"""Diffusion models: the process, the bottleneck, training, and pipelines in and out."""

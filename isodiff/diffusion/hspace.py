@@ -1,0 +1,59 @@
+"""The semantic latent space H: the bottleneck of a diffusers U-Net (Kwon et al. 2023), without its decoder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DModel
+
+
+def encode(unet: UNet2DModel, x: torch.Tensor, t: torch.Tensor | int) -> torch.Tensor:
+    """Map noise to the bottleneck, h = e_θ(x_t, t): the encoder that Eq. 6 of Hahm et al. 2024 regularises.
+
+    Runs conv_in, the down blocks and the mid block of the U-Net and stops.
+
+    Args:
+        unet: an unconditional `UNet2DModel` with a mid block.
+        x: (B, C, H, W) noisy images x_t.
+        t: one step for all rows, or (B,) steps.
+
+    Returns:
+        (B, C', H', W') features: the output of `unet.mid_block`.
+
+    Raises:
+        TypeError: not a `UNet2DModel` layout.
+        ValueError: no mid block, class conditioning, or shapes that do not match the model.
+    """
+    check_encoder(unet)
+    channels = unet.config.in_channels
+    if x.ndim != 4 or x.shape[1] != channels:
+        raise ValueError(f"x must have shape (B, {channels}, H, W) for this U-Net; got {tuple(x.shape)}")
+    t = torch.as_tensor(t, device=x.device)
+    if t.ndim > 1 or (t.ndim == 1 and len(t) not in (1, len(x))):
+        raise ValueError(f"t must be one step or one per row ({len(x)}); got shape {tuple(t.shape)}")
+
+    sample = 2 * x - 1 if unet.config.center_input_sample else x
+    embedding = unet.time_embedding(unet.time_proj(t.expand(len(x))).to(unet.dtype))
+    hidden, skip = unet.conv_in(sample), sample
+    for block in unet.down_blocks:
+        if hasattr(block, "skip_conv"):  # the NCSN++ blocks carry a second, downsampled copy of the input
+            hidden, _, skip = block(hidden, embedding, skip)
+        else:
+            hidden, _ = block(hidden, embedding)
+    return unet.mid_block(hidden, embedding)
+
+
+def check_encoder(unet: UNet2DModel) -> None:
+    """Raise unless `encode` can read the bottleneck of this model."""
+    missing = [name for name in ("conv_in", "time_proj", "time_embedding", "down_blocks") if not hasattr(unet, name)]
+    if missing or not hasattr(unet, "config"):
+        raise TypeError(
+            f"expected a diffusers UNet2DModel; {type(unet).__name__} has no {', '.join(missing) or 'config'}"
+        )
+    if getattr(unet, "mid_block", None) is None:
+        raise ValueError("the U-Net has no mid block, so it has no bottleneck h; mid_block is None, expected a module")
+    if getattr(unet, "class_embedding", None) is not None:
+        raise ValueError("the U-Net is class-conditional; expected an unconditional UNet2DModel")

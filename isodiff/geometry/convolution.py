@@ -1,0 +1,148 @@
+r"""Convolutions whose second derivatives cost what their first ones do.
+
+The number ``⟨g, w * x⟩`` is linear in the output covector ``g``, the kernel ``w`` and the input ``x``: the convolution
+``w * x``, its input gradient and its kernel gradient are the three faces of one trilinear form, and the derivatives of
+each are the other two. Written that way, a backward pass of any order calls the library's own gradient kernels.
+PyTorch instead writes the kernel gradient of a backward pass as a convolution whose *kernel* is a whole image, which
+is slow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import Function, FunctionCtx
+from torch.nn import Parameter
+from torch.overrides import TorchFunctionMode
+
+
+class TrilinearConvolutions(TorchFunctionMode):
+    """Run every ``conv2d`` with a parameter for a kernel through the trilinear form; the results are the same.
+
+    Attributes:
+        inputs_only: While set, backward passes through these convolutions skip the kernels' gradients. A node written
+            in Python is not told that only the gradient in the input was asked for, so whoever asks must say so.
+    """
+
+    def __init__(self) -> None:
+        """Ask for every gradient, as usual."""
+        super().__init__()
+        self.inputs_only = False
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: tuple[type, ...],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 - whatever the function returns
+        """Replace ``torch.conv2d``; leave every other function alone."""
+        kwargs = kwargs or {}
+        return self._conv2d(*args, **kwargs) if func is torch.conv2d else func(*args, **kwargs)
+
+    def _conv2d(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] | str = 0,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
+    ) -> Tensor:
+        # A kernel that is no parameter may depend on the input, and then `inputs_only` must not skip its gradient.
+        if not isinstance(weight, Parameter) or isinstance(padding, str) or input.dtype != weight.dtype:
+            return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
+        output = _Forward.apply(input, weight, _Form(self, _pair(stride), _pair(padding), _pair(dilation), groups))
+        return output if bias is None else output + bias[:, None, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Form:
+    """The trilinear form: everything but its three arguments."""
+
+    mode: TrilinearConvolutions
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+    def gradients(self, g: Tensor, x: Tensor, w: Tensor, *wanted: bool) -> tuple[Tensor, Tensor]:
+        """Return the gradients in ``x`` and ``w``; of an argument that is not needed only the shape is read."""
+        return torch.ops.aten.convolution_backward(
+            g, x, w, None, self.stride, self.padding, self.dilation, False, (0, 0), self.groups, (*wanted, False)
+        )[:2]
+
+
+class _Forward(Function):
+    """``w * x``, the gradient of ``⟨g, w * x⟩`` in ``g``."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, w: Tensor, form: _Form) -> Tensor:
+        ctx.save_for_backward(x, w)
+        ctx.form = form
+        return torch.conv2d(x, w, None, form.stride, form.padding, form.dilation, form.groups)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, g: Tensor) -> tuple[Tensor | None, ...]:
+        (x, w), form = ctx.saved_tensors, ctx.form
+        need_x, need_w, _ = ctx.needs_input_grad
+        need_w &= not form.mode.inputs_only
+        if not torch.is_grad_enabled():  # the last derivative: one call gives both
+            return (*form.gradients(g, x, w, need_x, need_w), None)
+        return (
+            _InputGradient.apply(g, w, x.shape, form) if need_x else None,
+            _KernelGradient.apply(g, x, w.shape, form) if need_w else None,
+            None,
+        )
+
+
+class _InputGradient(Function):
+    """The gradient of ``⟨g, w * x⟩`` in ``x``."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, g: Tensor, w: Tensor, shape: torch.Size, form: _Form) -> Tensor:
+        ctx.save_for_backward(g, w)
+        ctx.form = form
+        return form.gradients(g, w.new_empty(1).expand(shape), w, True, False)[0]
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, x: Tensor) -> tuple[Tensor | None, ...]:
+        (g, w), form = ctx.saved_tensors, ctx.form
+        need_g, need_w, *_ = ctx.needs_input_grad
+        need_w &= not form.mode.inputs_only
+        return (
+            _Forward.apply(x, w, form) if need_g else None,
+            _KernelGradient.apply(g, x, w.shape, form) if need_w else None,
+            None,
+            None,
+        )
+
+
+class _KernelGradient(Function):
+    """The gradient of ``⟨g, w * x⟩`` in ``w``."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, g: Tensor, x: Tensor, shape: torch.Size, form: _Form) -> Tensor:
+        ctx.save_for_backward(g, x)
+        ctx.form = form
+        return form.gradients(g, x, x.new_empty(1).expand(shape), False, True)[1]
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, w: Tensor) -> tuple[Tensor | None, ...]:
+        (g, x), form = ctx.saved_tensors, ctx.form
+        need_g, need_x, *_ = ctx.needs_input_grad
+        return (
+            _Forward.apply(x, w, form) if need_g else None,
+            _InputGradient.apply(g, w, x.shape, form) if need_x else None,
+            None,
+            None,
+        )
+
+
+def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])

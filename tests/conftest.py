@@ -1,0 +1,36 @@
+"""What every test shares: seeded randomness, figures without a screen, GPU tests that skip by themselves."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import pytest
+import torch
+from hypothesis import settings as hypothesis_settings
+
+# the same examples on every machine and no deadline: a slow machine is not a failure
+hypothesis_settings.register_profile("course", deadline=None, derandomize=True, max_examples=30)
+hypothesis_settings.load_profile("course")
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """Return a CPU generator that starts from the same seed in every test."""
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _seed_global_randomness() -> None:
+    """Seed torch's global generator, which layers use for their initial weights."""
+    torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked ``gpu`` where there is no CUDA device, saying so."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

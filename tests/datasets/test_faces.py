@@ -1,0 +1,139 @@
+"""The renderer is smooth, resolution-consistent and invertible; its dataset is deterministic."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from isodiff.datasets import open_dataset
+from isodiff.datasets.face_factors import estimate_factors
+from isodiff.datasets.faces import FACTORS, FacesDataset, render, sample_factors
+
+
+def _factors(num: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return sample_factors(num, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+@pytest.mark.parametrize("resolution", [16, 32, 64])
+def test_images_stay_in_range_and_differ(resolution: int) -> None:
+    images = render(_factors(16), resolution)
+    assert images.shape == (16, 3, resolution, resolution)
+    assert images.abs().max() <= 1
+    assert torch.pdist(images.flatten(1)).min() > 1
+
+
+def test_derivative_agrees_with_finite_differences() -> None:
+    z, direction = 0.9 * _factors(4), _factors(4, seed=1)
+    _, analytic = torch.func.jvp(lambda f: render(f, 16), (z,), (direction,))
+    step = 1e-6
+    numeric = (render((z + step * direction).clamp(-1, 1), 16) - render((z - step * direction).clamp(-1, 1), 16)) / (
+        2 * step
+    )
+    inside = ((z + step * direction).abs() <= 1).all(1) & ((z - step * direction).abs() <= 1).all(1)
+    assert inside.any()
+    torch.testing.assert_close(analytic[inside], numeric[inside], atol=1e-6, rtol=1e-5)
+
+
+def test_tangent_space_has_full_rank() -> None:
+    """Ten factors, ten dimensions: no factor can be traded for others to first order."""
+    z = 0.9 * _factors(8)
+    columns = [
+        torch.func.jvp(lambda f: render(f, 32).flatten(1), (z,), (direction.expand_as(z),))[1]
+        for direction in torch.eye(len(FACTORS), dtype=z.dtype)
+    ]
+    jacobian = torch.stack(columns, dim=2)
+    singular = torch.linalg.svdvals(jacobian)
+    assert singular.shape == (8, len(FACTORS))
+    assert (singular[:, -1] / singular[:, 0]).min() > 1e-2
+
+
+def test_mirroring_turns_the_head() -> None:
+    z = _factors(8)
+    mirrored = z.clone()
+    mirrored[:, FACTORS.index("pose")] *= -1
+    difference = (render(z, 64).flip(3) - render(mirrored, 64)).square().mean()
+    unrelated = (render(z, 64) - render(_factors(8, seed=9), 64)).square().mean()
+    assert difference < 0.01 * unrelated  # only the highlights in the eyes stay on one side
+
+
+def test_resolutions_show_the_same_face() -> None:
+    z = _factors(8)
+    small = torch.nn.functional.interpolate(render(z, 128), 32, mode="area")
+    assert (small - render(z, 32)).square().mean() < 0.01
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**31), split=st.integers(1, 5))
+def test_rows_are_independent(seed: int, split: int) -> None:
+    z = _factors(6, seed)
+    torch.testing.assert_close(render(z, 16)[split:], render(z[split:], 16), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("resolution", [16, 32])
+def test_factors_are_recovered(resolution: int) -> None:
+    z = _factors(8, dtype=torch.float32)
+    estimate = estimate_factors(render(z, resolution))
+    assert (estimate.factors - z).abs().max() < 1e-3
+    assert estimate.error.max() < 1e-8
+
+
+def test_recovery_survives_pixel_noise() -> None:
+    z = _factors(8, dtype=torch.float32)
+    noise = 0.05 * torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    estimate = estimate_factors(render(z, 32) + noise)
+    assert (estimate.factors - z).abs().median() < 0.01
+    # 3,072 noisy values less the ten degrees of freedom that the fit absorbs
+    assert estimate.error.mean() == pytest.approx(0.05**2 * (1 - 10 / 3072), rel=0.04)
+
+
+def test_images_off_the_manifold_are_far() -> None:
+    pure_noise = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert estimate_factors(pure_noise).error.min() > 0.1
+
+
+def test_dataset_is_deterministic_and_batched() -> None:
+    dataset = FacesDataset(16, num_images=100, seed=3)
+    again = open_dataset("faces", 16, seed=3)
+    batch = dataset.__getitems__([5, 0, 99])
+    assert len(dataset) == 100
+    torch.testing.assert_close(batch[0], dataset[5])
+    torch.testing.assert_close(dataset[-1], dataset[99])
+    torch.testing.assert_close(again[0], render(again.factors[:1], 16)[0])
+    assert not torch.equal(FacesDataset(16, num_images=10, seed=4)[0], dataset[0])
+    assert (dataset.channels, dataset.resolution, dataset.horizontal_flip) == (3, 16, False)
+
+
+@pytest.mark.parametrize(
+    ("factors", "resolution", "message"),
+    [
+        (torch.zeros(2, 9), 32, r"\(B, 10\).*got .*\(2, 9\)"),
+        (torch.zeros(10), 32, r"got .*\(10,\)"),
+        (torch.zeros(2, 10, dtype=torch.int64), 32, "int64"),
+        (torch.full((1, 10), 1.5), 32, r"\[-1, 1\].*1\.5"),
+        (torch.full((1, 10), float("nan")), 32, r"\[-1, 1\].*nan"),
+        (torch.zeros(1, 10), 4, "8 to 1024 pixels; got 4"),
+    ],
+)
+def test_bad_factors_are_refused(factors: torch.Tensor, resolution: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        render(factors, resolution)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(2, 1, 32, 32), r"\(B, 3, R, R\).*\(2, 1, 32, 32\)"),
+        (torch.zeros(2, 3, 32, 16), r"\(2, 3, 32, 16\)"),
+        (torch.full((1, 3, 16, 16), float("inf")), "finite"),
+    ],
+)
+def test_bad_images_are_refused(images: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        estimate_factors(images)
+
+
+def test_empty_dataset_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 1; got 0"):
+        FacesDataset(32, num_images=0)
