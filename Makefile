@@ -6,7 +6,7 @@
 
 LOCK    ?= requirements.lock  # exact versions; LOCK= takes the newest that pyproject.toml allows
 WORKERS ?= 2                  # processes of `make test`, one thread each so that they do not fight
-ARGS    ?=                    # more for `isodiff run`, such as ARGS="04 -p num_steps=50"
+ARGS    ?=                    # more for `isodiff run`, such as ARGS="04 -p num_live_steps=50"
 
 lock    := $(strip $(LOCK))
 BIN     := .venv/bin

@@ -60,7 +60,7 @@ def key_value(text: str) -> tuple[str, Any]:
     """Read ``key=value``; the value is JSON where it can be and otherwise the text itself."""
     key, separator, value = text.partition("=")
     if not separator or not key.isidentifier():
-        raise argparse.ArgumentTypeError(f"{text!r} is not key=value, such as num_steps=50")
+        raise argparse.ArgumentTypeError(f"{text!r} is not key=value, such as num_live_steps=50")
     try:
         return key, json.loads(value)
     except json.JSONDecodeError:

@@ -225,11 +225,12 @@ def distance_stress(latent: Tensor, geodesic: Tensor) -> Tensor:
     return (scale * latent - geodesic).norm(dim=-1) / geodesic.norm(dim=-1)
 
 
-# The maps a cartographer would try, by the distance ρ(ψ) from the middle of the map.
+# Classical azimuthal maps, by the distance ρ(ψ) from the middle of the map.
 PROJECTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "orthographic": torch.sin,
     "stereographic": lambda psi: torch.tan(psi / 2),
     "equidistant": lambda psi: psi,
+    "equal-area": lambda psi: 2 * torch.sin(psi / 2),
 }
 
 
@@ -237,49 +238,6 @@ def project(x: Tensor, radius: Callable[[Tensor], Tensor]) -> Tensor:
     """Map unit vectors to the plane by an azimuthal projection: keep the longitude, put ``ψ`` at ``ρ(ψ)``."""
     psi = torch.atan2(x[..., :2].norm(dim=-1), -x[..., 2])
     return radius(psi)[..., None] * torch.nn.functional.normalize(x[..., :2], dim=-1)
-
-
-def best_azimuthal_map(opening: float, num_angles: int = 400) -> tuple[Callable[[Tensor], Tensor], float]:
-    """Find the azimuthal map with the least exact isometry loss on the sphere without its cap.
-
-    At angle ``ψ`` an azimuthal map stretches by ``ρ'`` along meridians and by ``ρ / sin ψ`` along parallels, so Eq. 6
-    is ``E[ρ'⁴ + (ρ / sin ψ)⁴] / E[ρ'² + (ρ / sin ψ)²]²`` with ``ψ`` of density ``sin ψ``: an integral to be minimised.
-
-    Args:
-        opening: As in `sample_sphere`, degrees.
-        num_angles: Intervals of the piecewise linear ``ρ``.
-
-    Returns:
-        ``ρ`` and its isotropy, twice the loss: no map whose parallels stay circles about one centre does better.
-    """
-    knots = torch.linspace(0, math.pi - math.radians(opening), num_angles + 1, dtype=torch.float64)
-    middles = (knots[1:] + knots[:-1]) / 2
-    mass = middles.sin() / middles.sin().sum()
-    log_slope = torch.zeros(num_angles, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([log_slope], max_iter=500, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
-
-    def isotropy() -> Tensor:
-        slope = log_slope.exp()
-        step = slope * knots[1]
-        along, across = slope, (step.cumsum(0) - step / 2) / middles.sin()
-        second, first = (along**4 + across**4) * mass, (along**2 + across**2) * mass
-        return 2 * second.sum() / first.sum().square()
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        value = isotropy()
-        value.backward()
-        return value
-
-    optimizer.step(closure)
-    slope = log_slope.detach().exp()
-    rho = torch.cat([torch.zeros(1, dtype=torch.float64), (slope * knots[1]).cumsum(0)])
-
-    def radius(psi: Tensor) -> Tensor:
-        left = (psi.double() / knots[1]).long().clamp(0, num_angles - 1)
-        return (rho[left] + slope[left] * (psi.double() - knots[left])).to(psi.dtype)
-
-    return radius, isotropy().item()
 
 
 class Graticule(NamedTuple):

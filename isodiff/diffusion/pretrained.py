@@ -77,9 +77,9 @@ def build_pipeline(
 ) -> DDPMPipeline:
     """Build an untrained DDPM with the linear schedule of Ho et al. 2020 (T = 1000, β from 10⁻⁴ to 0.02)."""
     unet = build_unet(architecture, resolution=resolution, channels=channels, seed=seed)
-    # Trailing spacing lets every sampler start at t = T−1, where x_t is pure noise; without clipping the sampler is
-    # differentiable.
-    scheduler = DDPMScheduler(clip_sample=False, timestep_spacing="trailing")
+    # Trailing spacing lets every sampler start at t = T−1, where x_t is pure noise. Estimates of x₀ are clipped, as Ho
+    # et al. do: at t near T they divide a small error of ε_θ by √ᾱ_t, 0.006 at the end.
+    scheduler = DDPMScheduler(clip_sample=True, timestep_spacing="trailing")
     return DDPMPipeline(unet=unet, scheduler=scheduler)
 
 

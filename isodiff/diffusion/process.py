@@ -57,27 +57,29 @@ def ddim_sample(unet: UNet2DModel, scheduler: SchedulerMixin, x_T: torch.Tensor,
 
     Args:
         unet: the model.
-        scheduler: its diffusers scheduler; the noise schedule, the prediction type and the spacing of steps are read
-            from it.
+        scheduler: its diffusers scheduler; the noise schedule, the prediction type, the spacing of steps and the
+            clipping of the estimates of x₀ are read from it.
         x_T: (B, C, H, W) standard normal noise.
         num_steps: 1 … T.
 
     Returns:
-        (B, C, H, W) images, nominally in [−1, 1] but not clipped, so that the map is differentiable and invertible.
+        (B, C, H, W) images, nominally in [−1, 1].
 
     Note:
-        Gradients are recorded; wrap the call in `torch.no_grad()` when they are not wanted. Cost: `num_steps`
-        evaluations.
+        Gradients are recorded; wrap the call in `torch.no_grad()` when they are not wanted. Where an estimate of x₀ is
+        clipped, its derivative is zero. Cost: `num_steps` evaluations.
     """
-    return _integrate(unet, _ddim(DDIMScheduler, scheduler, num_steps, x_T), x_T)
+    clip = scheduler.config.clip_sample
+    return _integrate(unet, _ddim(DDIMScheduler, scheduler, num_steps, x_T, clip_sample=clip), x_T)
 
 
 def ddim_invert(unet: UNet2DModel, scheduler: SchedulerMixin, x_0: torch.Tensor, num_steps: int) -> torch.Tensor:
     """Run DDIM backwards, x₀ → x_T, as if ε_θ changed little over a step (Dhariwal and Nichol 2021).
 
-    Args and costs as `ddim_sample`; x_0 are images in [−1, 1], the result is a latent near the shell of radius √n.
+    Args and cost as `ddim_sample`; x_0 are images in [−1, 1], the result is a latent near the shell of radius √n. No
+    estimate of x₀ is clipped on the way, as a clipped step cannot be undone.
     """
-    return _integrate(unet, _ddim(DDIMInverseScheduler, scheduler, num_steps, x_0), x_0)
+    return _integrate(unet, _ddim(DDIMInverseScheduler, scheduler, num_steps, x_0, clip_sample=False), x_0)
 
 
 def check_steps(scheduler: SchedulerMixin, t: torch.Tensor | int) -> None:
@@ -88,7 +90,9 @@ def check_steps(scheduler: SchedulerMixin, t: torch.Tensor | int) -> None:
         raise ValueError(f"t must hold integer steps 0 to {last}; got {t}")
 
 
-def _ddim(kind: type, scheduler: SchedulerMixin, num_steps: int, x: torch.Tensor) -> SchedulerMixin:
+def _ddim(
+    kind: type, scheduler: SchedulerMixin, num_steps: int, x: torch.Tensor, *, clip_sample: bool
+) -> SchedulerMixin:
     horizon = scheduler.config.num_train_timesteps
     if not 1 <= num_steps <= horizon:
         raise ValueError(f"num_steps must be 1 to {horizon}; got {num_steps}")
@@ -96,7 +100,7 @@ def _ddim(kind: type, scheduler: SchedulerMixin, num_steps: int, x: torch.Tensor
         raise ValueError(
             f"expected finite images or latents (B, C, H, W); got shape {tuple(x.shape)}, finite: {x.isfinite().all()}"
         )
-    ddim = kind.from_config(scheduler.config, clip_sample=False, thresholding=False)
+    ddim = kind.from_config(scheduler.config, clip_sample=clip_sample, thresholding=False)
     ddim.set_timesteps(num_steps, device=x.device)
     return ddim
 

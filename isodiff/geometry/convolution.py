@@ -26,12 +26,15 @@ class TrilinearConvolutions(TorchFunctionMode):
     Attributes:
         inputs_only: While set, backward passes through these convolutions skip the kernels' gradients. A node written
             in Python is not told that only the gradient in the input was asked for, so whoever asks must say so.
+        zero_covector: While set, backward passes start from zero, so that every gradient is zero and need not be
+            computed; only their graph is wanted, as for a Jacobian-vector product by double backward.
     """
 
     def __init__(self) -> None:
         """Ask for every gradient, as usual."""
         super().__init__()
         self.inputs_only = False
+        self.zero_covector = False
 
     def __torch_function__(
         self,
@@ -108,6 +111,8 @@ class _InputGradient(Function):
     def forward(ctx: FunctionCtx, g: Tensor, w: Tensor, shape: torch.Size, form: _Form) -> Tensor:
         ctx.save_for_backward(g, w)
         ctx.form = form
+        if form.mode.zero_covector:
+            return g.new_zeros(shape)
         return form.gradients(g, w.new_empty(1).expand(shape), w, True, False)[0]
 
     @staticmethod

@@ -56,7 +56,7 @@ class Linearisation:
             raise ValueError(f"f must map {len(x)} rows to {len(x)} rows, got output of shape {tuple(self.y.shape)}")
         if not self.y.requires_grad:
             raise ValueError("f(x) must depend on x differentiably, got an output detached from x")
-        self._pulled_back: Tensor | None = None
+        self._covector: Tensor | None = None
 
     def vjp(self, u: Tensor) -> Tensor:
         """Return ``Jᵀ u`` for ``u`` of shape (B, *M), in the shape (B, *S)."""
@@ -66,20 +66,21 @@ class Linearisation:
     def jvp(self, v: Tensor) -> Tensor:
         """Return ``J v`` for ``v`` of shape (B, *S), in the shape (B, *M)."""
         require_same_shape(v, self.x, "v", "x")
-        if self._pulled_back is None:
+        if self._covector is None:
             self._covector = torch.zeros_like(self.y, requires_grad=True)
             self._pulled_back = self._gradient(self.y, self.x, self._covector, create_graph=True)
         return self._gradient(self._pulled_back, self._covector, v, create_graph=self._create_graph)
 
     def _gradient(self, output: Tensor, argument: Tensor, covector: Tensor, *, create_graph: bool) -> Tensor:
         self._convolutions.inputs_only = True
+        self._convolutions.zero_covector = covector is self._covector
         try:
             with torch.enable_grad():
                 return torch.autograd.grad(
                     output, argument, covector, create_graph=create_graph, retain_graph=True, materialize_grads=True
                 )[0]
         finally:
-            self._convolutions.inputs_only = False
+            self._convolutions.inputs_only = self._convolutions.zero_covector = False
 
     @property
     def value(self) -> Tensor:

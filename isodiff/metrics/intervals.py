@@ -38,7 +38,7 @@ def bootstrap_interval(
         With few values (n ≈ 10) percentile intervals are somewhat narrow: about 90 % of nominal 95 % ones cover.
     """
     observed = _check(values, "values", level, num_resamples)
-    return _interval(observed, statistic, level, num_resamples, seed)
+    return _interval((observed,), statistic, level, num_resamples, seed)
 
 
 def paired_bootstrap_interval(
@@ -66,10 +66,34 @@ def paired_bootstrap_interval(
     Raises:
         ValueError: If the lengths differ, or as `bootstrap_interval`.
     """
-    one, other = (_check(v, n, level, num_resamples) for v, n in ((first, "first"), (second, "second")))
-    if one.shape != other.shape:
-        raise ValueError(f"first and second must be paired, got {one.size} and {other.size} values")
-    return _interval(one - other, statistic, level, num_resamples, seed)
+    one, other = _check_pair(first, second, level, num_resamples)
+    return _interval((one - other,), statistic, level, num_resamples, seed)
+
+
+def paired_ratio_interval(
+    first: ArrayLike, second: ArrayLike, *, level: float = 0.95, num_resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Return the interval of the ratio of means ``mean(first) / mean(second)`` of paired observations.
+
+    Args:
+        first: One observation a pair, (n,).
+        second: Observations of the same pairs, (n,), with a positive mean.
+        level: As in `bootstrap_interval`.
+        num_resamples: As in `bootstrap_interval`.
+        seed: As in `bootstrap_interval`.
+
+    Returns:
+        Lower and upper end; an interval without one is a difference.
+
+    Raises:
+        ValueError: If the lengths differ, or as `bootstrap_interval`.
+    """
+    one, other = _check_pair(first, second, level, num_resamples)
+
+    def ratio(a: NDArray[np.floating], b: NDArray[np.floating], axis: int = -1) -> NDArray[np.floating]:
+        return np.mean(a, axis=axis) / np.mean(b, axis=axis)
+
+    return _interval((one, other), ratio, level, num_resamples, seed)
 
 
 def _check(values: ArrayLike, name: str, level: float, num_resamples: int) -> NDArray[np.floating]:
@@ -85,12 +109,22 @@ def _check(values: ArrayLike, name: str, level: float, num_resamples: int) -> ND
     return array
 
 
+def _check_pair(
+    first: ArrayLike, second: ArrayLike, level: float, num_resamples: int
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    one, other = (_check(v, n, level, num_resamples) for v, n in ((first, "first"), (second, "second")))
+    if one.shape != other.shape:
+        raise ValueError(f"first and second must be paired, got {one.size} and {other.size} values")
+    return one, other
+
+
 def _interval(
-    values: NDArray[np.floating], statistic: Statistic, level: float, num_resamples: int, seed: int
+    values: tuple[NDArray[np.floating], ...], statistic: Statistic, level: float, num_resamples: int, seed: int
 ) -> tuple[float, float]:
     result = bootstrap(
-        (values,),
+        values,
         statistic,
+        paired=True,
         confidence_level=level,
         n_resamples=num_resamples,
         method="percentile",

@@ -33,7 +33,7 @@ def latitude_colour(latitude: float) -> tuple[float, float, float, float]:
 def latitude_bar(axes: Axes | list[Axes], latitudes: FloatArray) -> None:
     """Add the colour bar of the latitudes to one panel or several."""
     first = axes if isinstance(axes, Axes) else axes[0]
-    bar = first.figure.colorbar(ScalarMappable(_LATITUDE, "viridis"), ax=axes, shrink=0.75, pad=0.01)
+    bar = first.figure.colorbar(ScalarMappable(_LATITUDE, "viridis"), ax=axes, shrink=0.6, pad=0.01)
     bar.ax.set_ylim(-90, float(latitudes.max()))
     bar.set_label("latitude, degrees")
     bar.outline.set_visible(False)
@@ -118,30 +118,29 @@ def values_by_method(
     return ax
 
 
-def distances(geodesic: FloatArray, latent: Mapping[str, FloatArray], ax: Axes, *, num_bins: int = 12) -> Axes:
-    """Draw scaled latent distance against geodesic distance: the median and the middle half in each bin.
+def distance_errors(geodesic: FloatArray, latent: Mapping[str, FloatArray], ax: Axes, *, num_bins: int = 10) -> Axes:
+    """Draw how far latent distances are from geodesic ones, against the latter: the root mean square in each bin.
 
     Args:
         geodesic: Great-circle distances, radians, (P,).
-        latent: Per method, latent distances in the scale that fits best, (..., P).
+        latent: Per method, latent distances in the scale that fits best, one row a network, (N, P).
         ax: Where to draw.
-        num_bins: Bins of the geodesic distance.
+        num_bins: Bins of the geodesic distance; those with fewer than ten pairs are left out.
 
     Returns:
         ``ax``.
     """
     edges = np.linspace(0, np.pi, num_bins + 1)
-    middle = (edges[1:] + edges[:-1]) / 2
     bins = np.digitize(geodesic, edges[1:-1])
     kept = [b for b in range(num_bins) if np.count_nonzero(bins == b) >= 10]
+    middle = ((edges[1:] + edges[:-1]) / 2)[kept]
     for method, d in latent.items():
-        quartiles = np.array([np.quantile(d[..., bins == b], (0.25, 0.5, 0.75)) for b in kept]).T
-        ax.fill_between(middle[kept], quartiles[0], quartiles[2], color=COLOURS[method], alpha=0.15, linewidth=0)
-        ax.plot(middle[kept], quartiles[1], color=COLOURS[method], label=NAMES[method])
-    ax.plot([0, np.pi], [0, np.pi], **THEORY, label="geodesics kept")
-    ax.set(
-        xlabel="great-circle distance, radians", ylabel="latent distance, best scale", xlim=(0, np.pi), ylim=(0, None)
-    )
+        squares = (d - geodesic) ** 2
+        networks = np.sqrt(np.stack([squares[:, bins == b].mean(axis=1) for b in kept], axis=1))
+        low, high = networks.min(axis=0), networks.max(axis=0)
+        ax.fill_between(middle, low, high, color=COLOURS[method], alpha=0.18, linewidth=0)
+        ax.plot(middle, networks.mean(axis=0), ".-", color=COLOURS[method], label=NAMES[method])
+    ax.set(xlabel="great-circle distance, radians", ylabel="error of latent distance, radians", ylim=(0, None))
     ax.legend()
     return ax
 
@@ -184,7 +183,9 @@ def trade_off(
     return ax
 
 
-def convergence(steps: FloatArray, exact: FloatArray, estimated: FloatArray, ax: Axes, *, ylabel: str) -> Axes:
+def convergence(
+    steps: FloatArray, exact: FloatArray, estimated: FloatArray, ax: Axes, *, ylabel: str, log: bool = False
+) -> Axes:
     """Draw a quantity while training with exact traces and, repeated, with estimated ones.
 
     Args:
@@ -193,6 +194,7 @@ def convergence(steps: FloatArray, exact: FloatArray, estimated: FloatArray, ax:
         estimated: With estimated traces, one column a repeat, (T, R).
         ax: Where to draw.
         ylabel: Quantity and unit.
+        log: Draw the quantity on a logarithmic axis.
 
     Returns:
         ``ax``.
@@ -200,6 +202,6 @@ def convergence(steps: FloatArray, exact: FloatArray, estimated: FloatArray, ax:
     lines = ax.plot(steps, estimated, color=COLOURS["stereographic"], linewidth=1, alpha=0.7)
     lines[0].set_label(f"estimated, {estimated.shape[1]} repeats")
     ax.plot(steps, exact, **THEORY, label="exact traces")
-    ax.set(xlabel="training step", ylabel=ylabel)
+    ax.set(xlabel="training step", ylabel=ylabel, yscale="log" if log else "linear")
     ax.legend()
     return ax

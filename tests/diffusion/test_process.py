@@ -58,16 +58,17 @@ def test_dsm_loss_is_the_mean_squared_error_of_the_noise() -> None:
         torch.testing.assert_close(dsm_loss(pipeline.unet, pipeline.scheduler, x_0, t, eps), expected)
 
 
+@pytest.mark.parametrize("clip", [True, False])
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-def test_ddim_sample_equals_the_diffusers_pipeline(spacing: str) -> None:
+def test_ddim_sample_equals_the_diffusers_pipeline(spacing: str, clip: bool) -> None:
     unet = build_unet("digits16").eval()
-    scheduler = DDIMScheduler(clip_sample=False, timestep_spacing=spacing)
+    scheduler = DDIMScheduler(clip_sample=clip, timestep_spacing=spacing)
     images = DDIMPipeline(unet, scheduler)(
         batch_size=2, generator=torch.Generator().manual_seed(5), num_inference_steps=7, output_type="np"
     ).images
     x_T = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
-        ours = ddim_sample(unet, DDPMScheduler(clip_sample=False, timestep_spacing=spacing), x_T, 7)
+        ours = ddim_sample(unet, DDPMScheduler(clip_sample=clip, timestep_spacing=spacing), x_T, 7)
     ours = (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
     torch.testing.assert_close(ours, torch.from_numpy(images), atol=1e-5, rtol=1e-5)
 
@@ -75,7 +76,7 @@ def test_ddim_sample_equals_the_diffusers_pipeline(spacing: str) -> None:
 def test_ddim_invert_equals_the_diffusers_scheduler() -> None:
     pipeline = build_pipeline("digits16")
     x = _noise(2, 1, 16, 16).float()
-    inverse = DDIMInverseScheduler.from_config(pipeline.scheduler.config)
+    inverse = DDIMInverseScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
     inverse.set_timesteps(9)
     with torch.no_grad():
         ours, theirs = ddim_invert(pipeline.unet, pipeline.scheduler, x, 9), x

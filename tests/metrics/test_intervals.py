@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from isodiff.metrics.intervals import bootstrap_interval, paired_bootstrap_interval
+from isodiff.metrics.intervals import bootstrap_interval, paired_bootstrap_interval, paired_ratio_interval
 
 
 def test_coverage_is_near_the_level() -> None:
@@ -70,3 +70,22 @@ def test_levels_out_of_range_are_refused(level: float) -> None:
 def test_no_resamples_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 1, got 0"):
         bootstrap_interval([1.0, 2.0], num_resamples=0)
+
+
+def test_ratio_of_paired_means_covers_the_truth_and_uses_the_pairing() -> None:
+    """Second observations that are the first times a noisy 2: the scatter that both share drops out."""
+    rng = np.random.default_rng(0)
+    covered, widths = 0, []
+    for trial in range(200):
+        shared = rng.gamma(2.0, size=100)
+        first, second = 2 * shared * rng.normal(1, 0.05, 100), shared
+        low, high = paired_ratio_interval(first, second, num_resamples=400, seed=trial)
+        covered += low <= 2 <= high
+        widths.append(high - low)
+    assert covered >= 180
+    assert np.mean(widths) < 0.06  # unpaired, the scatter of the gamma law alone would make it 0.8
+
+
+def test_ratio_needs_pairs() -> None:
+    with pytest.raises(ValueError, match="paired, got 3 and 2"):
+        paired_ratio_interval([1.0, 2.0, 3.0], [1.0, 2.0])
