@@ -122,8 +122,9 @@ class FinetuningSettings(Settings):
         batch_size: Images a step.
         lambda_iso: Weight of the isotropy L_iso · rank.
         p: Share of the diffusion steps that is not regularised.
-        num_images: Held-out images.
-        num_batches: Batches they are split into, over which intervals are taken.
+        num_images: Held-out images on which the denoising loss is measured.
+        num_jacobian_images: The first of them, on which isotropy is measured.
+        num_batches: Batches these are split into, over which intervals are taken.
         num_times: Diffusion steps at which isotropy is measured.
         num_spectra: Images whose Jacobian is computed in full.
         num_samples: Images sampled from each model, at least 25.
@@ -134,11 +135,12 @@ class FinetuningSettings(Settings):
     num_base_steps: int
     num_live_steps: int
     batch_size: int
-    lambda_iso: float = 1e-3
+    lambda_iso: float = 3e-4
     p: float = 0.5
     num_images: int
+    num_jacobian_images: int
     num_batches: int = 8
-    num_times: int = 11
+    num_times: int = 6
     num_spectra: int
     num_samples: int
     num_ddim_steps: int = 50
@@ -182,13 +184,20 @@ PROFILES: dict[str, dict[str, Settings]] = {
     },
     "04_isometric_finetuning": {
         "cpu": FinetuningSettings(
-            num_base_steps=600, num_live_steps=150, batch_size=16, num_images=64, num_spectra=3, num_samples=64
+            num_base_steps=600,
+            num_live_steps=100,
+            batch_size=16,
+            num_images=512,
+            num_jacobian_images=64,
+            num_spectra=2,
+            num_samples=64,
         ),
         "gpu": FinetuningSettings(
             num_base_steps=50_000,
             num_live_steps=2_000,
             batch_size=32,
-            num_images=1_024,
+            num_images=4_096,
+            num_jacobian_images=1_024,
             num_spectra=16,
             num_samples=1_024,
         ),

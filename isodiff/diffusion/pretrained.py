@@ -5,11 +5,13 @@ A model of ours is a directory that `diffusers.DDPMPipeline.from_pretrained` ope
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers.utils import logging
 
 from isodiff.paths import data_directory
 
@@ -101,10 +103,15 @@ def load_pipeline(source: str | Path) -> DDPMPipeline:
             f"no diffusers pipeline at {str(source)!r}: expected a directory with model_index.json, "
             f"or one of {', '.join(names)}"
         )
+    showing = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # a bar for two files says nothing
     try:
         return DDPMPipeline.from_pretrained(path, use_safetensors=True, local_files_only=True)
     except Exception as error:  # diffusers, safetensors and json each raise their own
         raise ValueError(f"cannot load the pipeline in {path.name!r}: {error}; copy or train it again") from error
+    finally:
+        if showing:
+            logging.enable_progress_bar()
 
 
 def save_pipeline(pipeline: DDPMPipeline, path: str | Path) -> None:
@@ -113,6 +120,10 @@ def save_pipeline(pipeline: DDPMPipeline, path: str | Path) -> None:
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.save_pretrained(partial, safe_serialization=True)
+    for file in partial.rglob("*.json"):  # where the model was loaded from is nobody's business
+        config = json.loads(file.read_text())
+        if config.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(config, indent=2) + "\n")
     path.mkdir(parents=True, exist_ok=True)
     # model_index.json, which marks a complete model, is moved last.
     for entry in sorted(partial.iterdir(), key=lambda p: p.name == "model_index.json"):

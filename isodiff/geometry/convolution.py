@@ -60,8 +60,8 @@ class TrilinearConvolutions(TorchFunctionMode):
         # A kernel that is no parameter may depend on the input, and then `inputs_only` must not skip its gradient.
         if not isinstance(weight, Parameter) or isinstance(padding, str) or input.dtype != weight.dtype:
             return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
-        output = _Forward.apply(input, weight, _Form(self, _pair(stride), _pair(padding), _pair(dilation), groups))
-        return output if bias is None else output + bias[:, None, None]
+        form = _Form(self, _pair(stride), _pair(padding), _pair(dilation), groups)
+        return _Forward.apply(input, weight, bias, form)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,32 +74,39 @@ class _Form:
     dilation: tuple[int, int]
     groups: int
 
-    def gradients(self, g: Tensor, x: Tensor, w: Tensor, *wanted: bool) -> tuple[Tensor, Tensor]:
-        """Return the gradients in ``x`` and ``w``; of an argument that is not needed only the shape is read."""
+    def value(self, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Return ``w * x``."""
+        return torch.conv2d(x, w, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def gradients(self, g: Tensor, x: Tensor, w: Tensor, *wanted: bool) -> tuple[Tensor | None, ...]:
+        """Return the gradients in ``x``, ``w`` and bias; of an argument that is not needed only the shape is read."""
+        shape = [w.shape[0]] if wanted[2] else None
         return torch.ops.aten.convolution_backward(
-            g, x, w, None, self.stride, self.padding, self.dilation, False, (0, 0), self.groups, (*wanted, False)
-        )[:2]
+            g, x, w, shape, self.stride, self.padding, self.dilation, False, (0, 0), self.groups, wanted
+        )
 
 
 class _Forward(Function):
-    """``w * x``, the gradient of ``⟨g, w * x⟩`` in ``g``."""
+    """``w * x``, the gradient of ``⟨g, w * x⟩`` in ``g``, plus a bias."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, w: Tensor, form: _Form) -> Tensor:
+    def forward(ctx: FunctionCtx, x: Tensor, w: Tensor, bias: Tensor | None, form: _Form) -> Tensor:
         ctx.save_for_backward(x, w)
         ctx.form = form
-        return torch.conv2d(x, w, None, form.stride, form.padding, form.dilation, form.groups)
+        return form.value(x, w, bias)
 
     @staticmethod
     def backward(ctx: FunctionCtx, g: Tensor) -> tuple[Tensor | None, ...]:
         (x, w), form = ctx.saved_tensors, ctx.form
-        need_x, need_w, _ = ctx.needs_input_grad
-        need_w &= not form.mode.inputs_only
-        if not torch.is_grad_enabled():  # the last derivative: one call gives both
-            return (*form.gradients(g, x, w, need_x, need_w), None)
+        need_x, need_w, need_bias, _ = ctx.needs_input_grad
+        if form.mode.inputs_only:
+            need_w = need_bias = False
+        if not torch.is_grad_enabled():  # the last derivative: one call gives all
+            return (*form.gradients(g, x, w, need_x, need_w, need_bias), None)
         return (
             _InputGradient.apply(g, w, x.shape, form) if need_x else None,
             _KernelGradient.apply(g, x, w.shape, form) if need_w else None,
+            g.sum((0, 2, 3)) if need_bias else None,
             None,
         )
 
@@ -113,7 +120,7 @@ class _InputGradient(Function):
         ctx.form = form
         if form.mode.zero_covector:
             return g.new_zeros(shape)
-        return form.gradients(g, w.new_empty(1).expand(shape), w, True, False)[0]
+        return form.gradients(g, w.new_empty(1).expand(shape), w, True, False, False)[0]
 
     @staticmethod
     def backward(ctx: FunctionCtx, x: Tensor) -> tuple[Tensor | None, ...]:
@@ -121,7 +128,7 @@ class _InputGradient(Function):
         need_g, need_w, *_ = ctx.needs_input_grad
         need_w &= not form.mode.inputs_only
         return (
-            _Forward.apply(x, w, form) if need_g else None,
+            _Forward.apply(x, w, None, form) if need_g else None,
             _KernelGradient.apply(g, x, w.shape, form) if need_w else None,
             None,
             None,
@@ -135,14 +142,14 @@ class _KernelGradient(Function):
     def forward(ctx: FunctionCtx, g: Tensor, x: Tensor, shape: torch.Size, form: _Form) -> Tensor:
         ctx.save_for_backward(g, x)
         ctx.form = form
-        return form.gradients(g, x, x.new_empty(1).expand(shape), False, True)[1]
+        return form.gradients(g, x, x.new_empty(1).expand(shape), False, True, False)[1]
 
     @staticmethod
     def backward(ctx: FunctionCtx, w: Tensor) -> tuple[Tensor | None, ...]:
         (g, x), form = ctx.saved_tensors, ctx.form
         need_g, need_x, *_ = ctx.needs_input_grad
         return (
-            _Forward.apply(x, w, form) if need_g else None,
+            _Forward.apply(x, w, None, form) if need_g else None,
             _InputGradient.apply(g, w, x.shape, form) if need_x else None,
             None,
             None,

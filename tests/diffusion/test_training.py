@@ -84,6 +84,7 @@ def test_finetune_records_what_was_done(base: Path, tmp_path: Path) -> None:
     assert len(record["curves"]["step"]) == 2
     assert all(value > 0 for value in record["curves"]["isotropy"])
     assert {"isodiff", "torch", "diffusers", "accelerate"} <= record["versions"].keys()
+    assert not any(str(base) in file.read_text() for file in (tmp_path / "iso" / "unet").glob("*.json"))
     changed = load_pipeline(tmp_path / "iso").unet.conv_in.weight - load_pipeline(base).unet.conv_in.weight
     assert changed.abs().max() > 0
 
