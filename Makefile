@@ -45,7 +45,7 @@ run: $(READY)
 	$(BIN)/isodiff run $(ARGS)
 
 test: lint
-	$(SINGLE) $(BIN)/python -m pytest --numprocesses $(strip $(WORKERS)) tests
+	$(SINGLE) $(BIN)/python -m pytest --numprocesses $(strip $(WORKERS)) --dist worksteal tests
 	$(SINGLE) $(BIN)/python -m pytest --numprocesses $(strip $(WORKERS)) --dist loadfile \
 	  --nbval-lax --nbval-current-env notebooks
 

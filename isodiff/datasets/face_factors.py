@@ -19,7 +19,7 @@ from isodiff.datasets.faces import FACTORS, render, sample_factors
 _GUESS_SAMPLES = 4000
 _GUESS_RESOLUTION = 16
 _GUESS_RIDGE = 1.0
-_STEP_TOLERANCE = 1e-4  # in factors; the steps shrink quadratically near the fit
+_STEP_TOLERANCE = 1e-3  # in factors; the steps shrink quickly near the fit
 
 
 class FactorEstimate(NamedTuple):
@@ -37,7 +37,7 @@ class FactorEstimate(NamedTuple):
 
 
 @torch.no_grad()
-def estimate_factors(images: torch.Tensor, *, num_iterations: int = 20, chunk: int = 64) -> FactorEstimate:
+def estimate_factors(images: torch.Tensor, *, num_iterations: int = 10, chunk: int = 64) -> FactorEstimate:
     """Fit the renderer to images.
 
     Args:
@@ -81,10 +81,11 @@ def _fit(images: torch.Tensor, num_iterations: int) -> FactorEstimate:
         proposal = (z + step).clamp(-1, 1)
         proposed = _error(proposal, target, resolution)
         better = proposed < error
+        moved = (proposal - z).abs().amax(dim=1)
         z = torch.where(better.unsqueeze(1), proposal, z)
         error = torch.where(better, proposed, error)
         damping = torch.where(better, damping / 4, damping * 6).clamp(1e-7, 1e6)
-        if (step.abs().amax(dim=1) < _STEP_TOLERANCE).all():
+        if (moved < _STEP_TOLERANCE).all():
             break
     return FactorEstimate(z, error)
 

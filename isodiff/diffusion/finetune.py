@@ -150,18 +150,16 @@ def finetune(
         grad_norm = accelerator.clip_grad_norm_(unet.parameters(), config.max_grad_norm)
         numbers = (None if value is None else value.item() for value in (iso, scaled))
         state = TrainingState(step + 1, dsm.item(), *numbers, t_iso, float(grad_norm))
-        _guard(state, store)
+        _guard(state, store, scaled_gradients=accelerator.scaler is not None)
         optimizer.step()
         learning_rate.step()
         optimizer.zero_grad()
         ema.step(unet.parameters())
-        if (
-            store
-            and accelerator.is_main_process
-            and (state.step % config.checkpoint_every == 0 or state.step == config.num_steps)
-        ):
-            store.save(state.step)
         yield state
+        # Saved once the caller has seen the step, so that what the caller logs never lags behind the checkpoint.
+        due = state.step % config.checkpoint_every == 0 or state.step == config.num_steps
+        if store and due and accelerator.is_main_process:
+            store.save(state.step)
 
     ema.copy_to(unet.parameters())
     unet.eval()
@@ -238,9 +236,11 @@ def _bottleneck_size(unet: UNet2DModel) -> int:
     return unet.config.block_out_channels[-1] * side**2
 
 
-def _guard(state: TrainingState, store: Checkpoint | None) -> None:
+def _guard(state: TrainingState, store: Checkpoint | None, *, scaled_gradients: bool) -> None:
     """Stop before a step that is not finite touches the weights."""
-    values = (state.dsm, state.grad_norm, 0.0 if state.isometry is None else state.isometry)
+    values = [state.dsm, 0.0 if state.isometry is None else state.isometry]
+    if not scaled_gradients:  # the scaler of fp16 skips a step whose gradient overflows, and scales down
+        values.append(state.grad_norm)
     if all(map(math.isfinite, values)):
         return
     known = store is not None and store.saved_step > 0

@@ -64,14 +64,12 @@ def train(
     steps = finetune(pipeline, images, config, checkpoint=checkpoint, accelerator=accelerator)
     with (
         tqdm(total=config.num_steps, desc=output.name, unit="step", mininterval=1.0) as bar,
-        log.open("a") as file,
+        log.open("a", buffering=1) as file,
     ):
         for state in steps:
             if bar.n == 0 and state.step > 1:
                 bar.update(state.step - 1)
             file.write(json.dumps(asdict(state)) + "\n")
-            if state.step % config.checkpoint_every == 0:
-                file.flush()
             done[state.step] = state
             bar.update()
             if state.step % 20 == 0:

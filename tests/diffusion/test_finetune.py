@@ -85,7 +85,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
     states = _run(pipeline, images, config)
 
     partial = finetune(interrupted, images, config, checkpoint=tmp_path / "c", accelerator=Accelerator(cpu=True))
-    first = [next(partial) for _ in range(3)]  # killed one step after the checkpoint of step 2
+    first = [next(partial) for _ in range(3)]  # stopped one step after the checkpoint of step 2
     partial.close()
     resumed = build_pipeline("digits16", resolution=8, channels=3, seed=99)
     second = _run(resumed, images, config, checkpoint=tmp_path / "c")
@@ -163,10 +163,10 @@ def test_mixed_precision_keeps_the_traces_in_float32(images: FacesDataset) -> No
 
 def test_a_loss_that_is_not_finite_stops_the_run(pipeline: DDPMPipeline, images: FacesDataset, tmp_path: Path) -> None:
     run = finetune(pipeline, images, CONFIG, checkpoint=tmp_path / "c", accelerator=Accelerator(cpu=True))
-    next(run), next(run)
+    next(run), next(run), next(run)
     with torch.no_grad():
         pipeline.unet.conv_in.weight[0, 0, 0, 0] = float("nan")
-    with pytest.raises(FloatingPointError, match=r"step 3: L_dsm = nan.*last good checkpoint is step 2.*learning_rate"):
+    with pytest.raises(FloatingPointError, match=r"step 4: L_dsm = nan.*last good checkpoint is step 2.*learning_rate"):
         next(run)
 
 
