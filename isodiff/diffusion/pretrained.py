@@ -120,7 +120,7 @@ def save_pipeline(pipeline: DDPMPipeline, path: str | Path) -> None:
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.save_pretrained(partial, safe_serialization=True)
-    for file in partial.rglob("*.json"):  # where the model was loaded from is nobody's business
+    for file in partial.rglob("*.json"):  # the path of the base tells about a machine, not about the model
         config = json.loads(file.read_text())
         if config.pop("_name_or_path", None) is not None:
             file.write_text(json.dumps(config, indent=2) + "\n")

@@ -69,7 +69,7 @@ def ddim_sample(unet: UNet2DModel, scheduler: SchedulerMixin, x_T: torch.Tensor,
         Gradients are recorded; wrap the call in `torch.no_grad()` when they are not wanted. Where an estimate of x₀ is
         clipped, its derivative is zero. Cost: `num_steps` evaluations.
     """
-    clip = scheduler.config.clip_sample
+    clip = scheduler.config.get("clip_sample", False)
     return _integrate(unet, _ddim(DDIMScheduler, scheduler, num_steps, x_T, clip_sample=clip), x_T)
 
 
