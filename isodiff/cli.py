@@ -1,4 +1,4 @@
-"""The command ``isodiff``: run the course, fetch weights, train.
+"""The command ``isodiff``: run the course, train, evaluate, fetch weights.
 
 Each command is a function that adds one subparser and names, in ``set_defaults(run=...)``, the function that
 does the work and returns an exit status. Heavy modules are imported when a command runs, so that
@@ -8,13 +8,15 @@ does the work and returns an exit status. Heavy modules are imported when a comm
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from isodiff import __version__
+from isodiff.cli_attributes import add_train_attributes
+from isodiff.cli_evaluate import add_compare, add_evaluate
 from isodiff.cli_train import add_finetune, add_pretrain
+from isodiff.parameters import key_value
 
 # what our own code raises on bad input or a missing file; anything else is a defect and keeps its traceback
 EXPECTED_ERRORS = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError)
@@ -54,17 +56,6 @@ def build_parser() -> argparse.ArgumentParser:
         hidden = argparse.SUPPRESS  # the same option after the command; absent, it must not undo the first
         subparser.add_argument("--debug", action="store_true", default=hidden, help=hidden)
     return parser
-
-
-def key_value(text: str) -> tuple[str, Any]:
-    """Read ``key=value``; the value is JSON where it can be and otherwise the text itself."""
-    key, separator, value = text.partition("=")
-    if not separator or not key.isidentifier():
-        raise argparse.ArgumentTypeError(f"{text!r} is not key=value, such as num_live_steps=50")
-    try:
-        return key, json.loads(value)
-    except json.JSONDecodeError:
-        return key, value
 
 
 def add_run(subparsers: argparse._SubParsersAction) -> None:
@@ -130,5 +121,8 @@ COMMANDS: list[Callable[[argparse._SubParsersAction], None]] = [
     add_run,
     add_pretrain,
     add_finetune,
+    add_evaluate,
+    add_compare,
+    add_train_attributes,
     add_fetch_weights,
 ]

@@ -6,18 +6,31 @@ what it accepts.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import types
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def listing(names: Iterable[object]) -> str:
     """Return names joined by commas, for an error message."""
     return ", ".join(map(str, names)) or "none"
+
+
+def key_value(text: str) -> tuple[str, Any]:
+    """Read ``key=value``; the value is JSON where it can be and otherwise the text itself."""
+    key, separator, value = text.partition("=")
+    if not separator or not key.isidentifier():
+        raise argparse.ArgumentTypeError(f"{text!r} is not key=value, such as num_live_steps=50")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
 
 
 def check_seed(seed: object) -> int:
@@ -32,6 +45,8 @@ def resolve_device(device: str) -> torch.device:
 
     ``"auto"`` is CUDA where there is one and otherwise the CPU; others lack the float64 the course needs.
     """
+    import torch  # here, so that the command line does not wait for it
+
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

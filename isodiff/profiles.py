@@ -10,141 +10,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, get_type_hints
 
-import torch
-
 from isodiff.parameters import check_seed, check_sizes, listing, parse_overrides, resolve_device
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What every notebook is told; each notebook's own class adds its sizes as fields.
-
-    Attributes:
-        profile: Name of the profile the sizes come from.
-        seed: Seed of every generator in the notebook, 0 ≤ seed < 2³².
-        device: Where tensors live.
-    """
-
-    profile: str = "cpu"
-    seed: int = 0
-    device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SphereSettings(Settings):
-    """Sizes of ``02_noise_lives_on_a_sphere``.
-
-    Attributes:
-        num_noise: Noise vectors at each dimension.
-        num_pairs: Pairs of noise vectors to interpolate between.
-        num_images: Images x_0 of each data set; there are 1,797 digits.
-        face_resolution: Side of the faces in pixels.
-        numbers_at_once: Numbers of noise to hold in memory at a time.
-    """
-
-    num_noise: int
-    num_pairs: int
-    num_images: int
-    face_resolution: int
-    numbers_at_once: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ToySettings(Settings):
-    """Sizes of ``01_s2_toy_autoencoder``.
-
-    Attributes:
-        num_seeds: Networks trained with each method.
-        sweep_seeds: Other networks, on which the weight of the isometry loss is chosen.
-        lambdas: Weights to choose from, ascending.
-        max_reconstruction: Largest mean squared reconstruction error of the weight chosen; points have norm 1.
-        opening: Angle from the pole to the rim of the cap left out, degrees.
-        num_steps: Training steps of each network.
-        batch_size: Points of each step.
-        width: Hidden units of each layer.
-        record_every: Steps between two records of the losses.
-        num_repeats: Trainings with estimated traces that differ in their probes only.
-        num_pairs: Pairs of points whose distances are compared.
-    """
-
-    num_seeds: int
-    sweep_seeds: int
-    lambdas: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
-    max_reconstruction: float = 0.01
-    opening: float = 60.0
-    num_steps: int
-    batch_size: int
-    width: int = 64
-    record_every: int
-    num_repeats: int = 5
-    num_pairs: int = 2000
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TraceSettings(Settings):
-    """Sizes of ``03_trace_without_the_matrix``.
-
-    Attributes:
-        matrix_size: Side n of the random matrix whose trace is estimated; the paper's is 256.
-        num_doublings: Probe counts are 1, 2, 4, ..., 2 to this power.
-        num_repeats: Independent estimates at each probe count.
-        ratio_doublings: Rows or probes of the isometry loss are 1, 2, 4, ..., 2 to this power.
-        ratio_repeats: Independent losses at each of these.
-        resolutions: Sides of the images, multiples of 8, ascending, at which encoder products are timed.
-        largest_dense: Side up to which the dense Jacobian is computed as well.
-        num_timings: Timed runs of each product; the median counts.
-        rows_at_once: Rows of the dense Jacobian that one reverse pass computes.
-        oracle_resolution: Side of the images at which the dense Jacobian serves as the truth.
-        num_probes: Probes spent on the encoder there.
-    """
-
-    matrix_size: int = 256
-    num_doublings: int = 10
-    num_repeats: int
-    ratio_doublings: int = 5
-    ratio_repeats: int
-    resolutions: tuple[int, ...]
-    largest_dense: int
-    num_timings: int
-    rows_at_once: int
-    oracle_resolution: int
-    num_probes: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FinetuningSettings(Settings):
-    """Sizes of ``04_isometric_finetuning``.
-
-    Attributes:
-        dataset: "faces", "digits", "folder:PATH" or "hub:NAME".
-        num_base_steps: Training steps of the base, where none is shipped for the dataset.
-        num_live_steps: Steps of each live fine-tuning run.
-        batch_size: Images a step.
-        lambda_iso: Weight of the isotropy L_iso · rank.
-        p: Share of the diffusion steps that is not regularised.
-        num_images: Held-out images on which the denoising loss is measured.
-        num_jacobian_images: The first of them, on which isotropy is measured.
-        num_batches: Batches these are split into, over which intervals are taken.
-        num_times: Diffusion steps at which isotropy is measured.
-        num_spectra: Images whose Jacobian is computed in full.
-        num_samples: Images sampled from each model, at least 25.
-        num_ddim_steps: Steps of the sampler.
-    """
-
-    dataset: str = "faces"
-    num_base_steps: int
-    num_live_steps: int
-    batch_size: int
-    lambda_iso: float = 3e-4
-    p: float = 0.5
-    num_images: int
-    num_jacobian_images: int
-    num_batches: int = 8
-    num_times: int = 6
-    num_spectra: int
-    num_samples: int
-    num_ddim_steps: int = 50
-
+from isodiff.sizes import (
+    EvaluationSettings,
+    FinetuningSettings,
+    Settings,
+    SphereSettings,
+    ToySettings,
+    TraceSettings,
+)
 
 # notebook name → profile name → sizes
 PROFILES: dict[str, dict[str, Settings]] = {
@@ -205,6 +79,61 @@ PROFILES: dict[str, dict[str, Settings]] = {
 }
 
 
+# profile name → sizes of `isodiff evaluate`; "record" is what data/results/ holds, "gpu" the scale of the paper
+EVALUATION: dict[str, Settings] = {
+    "cpu": EvaluationSettings(
+        num_fid_images=320,
+        num_ppl_pairs=64,
+        ppl_steps=20,
+        num_sweep_pairs=16,
+        num_rtl_pairs=24,
+        rtl_points=9,
+        num_spectra=6,
+        num_isotropy=40,
+        num_maps=3,
+        map_steps=10,
+        num_separable=320,
+        num_kept=160,
+        num_truth_pairs=16,
+        truth_points=9,
+        num_alignment=2,
+    ),
+    "record": EvaluationSettings(
+        num_fid_images=2_000,
+        num_ppl_pairs=200,
+        ppl_steps=100,
+        num_sweep_pairs=40,
+        num_rtl_pairs=100,
+        rtl_points=17,
+        num_spectra=24,
+        num_isotropy=256,
+        num_maps=40,
+        num_separable=2_000,
+        num_kept=1_000,
+        num_truth_pairs=100,
+        truth_points=9,
+        num_alignment=16,
+    ),
+    "gpu": EvaluationSettings(
+        num_fid_images=10_000,
+        num_ppl_pairs=50_000,
+        ppl_steps=100,
+        num_sweep_pairs=1_000,
+        num_rtl_pairs=1_000,
+        rtl_points=33,
+        num_spectra=256,
+        num_isotropy=4_096,
+        num_maps=64,
+        num_separable=2_000,
+        num_kept=1_000,
+        num_truth_pairs=1_000,
+        truth_points=33,
+        num_alignment=128,
+        batch_size=128,
+    ),
+}
+
+
 def settings(
     notebook: str,
     *,
@@ -217,7 +146,8 @@ def settings(
     """Return the frozen settings of one notebook, refusing every value it does not know.
 
     Args:
-        notebook: File name of the notebook without its ending, such as ``"04_isometric_finetuning"``.
+        notebook: File name of the notebook without its ending, such as ``"04_isometric_finetuning"``, or
+            ``"evaluation"``.
         profile: ``"cpu"`` or ``"gpu"``.
         seed: Whole number, 0 ≤ seed < 2³².
         device: ``"auto"`` (CUDA where there is one, else the CPU), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
@@ -251,7 +181,7 @@ def size_hints(notebook: str, profile: str = "cpu") -> dict[str, Any]:
 
 
 def _sizes_at(notebook: str, profile: str) -> Settings:
-    by_profile = PROFILES.get(notebook)
+    by_profile = EVALUATION if notebook == "evaluation" else PROFILES.get(notebook)
     if by_profile is None:
         raise ValueError(f"no notebook is called {notebook!r}; there are {listing(PROFILES)}")
     if profile not in by_profile:

@@ -7,6 +7,7 @@ and Ho 2022). The scheduler computes every coefficient; nothing here repeats its
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -69,8 +70,18 @@ def ddim_sample(unet: UNet2DModel, scheduler: SchedulerMixin, x_T: torch.Tensor,
         Gradients are recorded; wrap the call in `torch.no_grad()` when they are not wanted. Where an estimate of x₀ is
         clipped, its derivative is zero. Cost: `num_steps` evaluations.
     """
+    return _last(ddim_trajectory(unet, scheduler, x_T, num_steps))
+
+
+def ddim_trajectory(
+    unet: UNet2DModel, scheduler: SchedulerMixin, x_T: torch.Tensor, num_steps: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Yield (t, x_t, x_s) at every step t → s of `ddim_sample`, whose arguments and errors it shares.
+
+    The model has been evaluated at x_t when a step is yielded: a hook on one of its modules has seen that x_t.
+    """
     clip = scheduler.config.get("clip_sample", False)
-    return _integrate(unet, _ddim(DDIMScheduler, scheduler, num_steps, x_T, clip_sample=clip), x_T)
+    yield from _integrate(unet, _ddim(DDIMScheduler, scheduler, num_steps, x_T, clip_sample=clip), x_T)
 
 
 def ddim_invert(unet: UNet2DModel, scheduler: SchedulerMixin, x_0: torch.Tensor, num_steps: int) -> torch.Tensor:
@@ -79,7 +90,7 @@ def ddim_invert(unet: UNet2DModel, scheduler: SchedulerMixin, x_0: torch.Tensor,
     Args and cost as `ddim_sample`; x_0 are images in [−1, 1], the result is a latent near the shell of radius √n. No
     estimate of x₀ is clipped on the way, as a clipped step cannot be undone.
     """
-    return _integrate(unet, _ddim(DDIMInverseScheduler, scheduler, num_steps, x_0, clip_sample=False), x_0)
+    return _last(_integrate(unet, _ddim(DDIMInverseScheduler, scheduler, num_steps, x_0, clip_sample=False), x_0))
 
 
 def check_steps(scheduler: SchedulerMixin, t: torch.Tensor | int) -> None:
@@ -105,7 +116,15 @@ def _ddim(
     return ddim
 
 
-def _integrate(unet: UNet2DModel, scheduler: SchedulerMixin, x: torch.Tensor) -> torch.Tensor:
+def _integrate(
+    unet: UNet2DModel, scheduler: SchedulerMixin, x: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     for t in scheduler.timesteps:
-        x = scheduler.step(unet(x, t).sample, t, x).prev_sample
+        x_t, x = x, scheduler.step(unet(x, t).sample, t, x).prev_sample
+        yield t, x_t, x
+
+
+def _last(steps: Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    for _, _, x in steps:  # noqa: B007 - only where the last step leads counts
+        pass
     return x

@@ -1,4 +1,4 @@
-"""Bootstrap intervals: how far a number from a few runs can be trusted (Efron 1979)."""
+"""Bootstrap and jackknife intervals: how far a number from a few runs can be trusted (Efron 1979, Tukey 1958)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import bootstrap
+from scipy.stats import t as student
 
 Statistic = Callable[..., NDArray[np.floating] | float]
 
@@ -94,6 +95,37 @@ def paired_ratio_interval(
         return np.mean(a, axis=axis) / np.mean(b, axis=axis)
 
     return _interval((one, other), ratio, level, num_resamples, seed)
+
+
+def jackknife_interval(estimate: float, replicates: ArrayLike, *, level: float = 0.95) -> tuple[float, float]:
+    """Return the interval of any smooth statistic from estimates that each leave out one of G equal groups of units.
+
+    With ``θ₋g`` the estimate without group g, ``se² = (G − 1)/G · Σ (θ₋g − mean θ₋)²``, and the interval is
+    ``θ ± t · se`` with Student's t of G − 1 degrees of freedom (Tukey 1958).
+
+    Args:
+        estimate: The statistic ``θ`` of all units.
+        replicates: The estimates ``θ₋g``, (G,) with ``G ≥ 2``. For a difference of two models on the same units, the
+            difference of their replicates.
+        level: As in `bootstrap_interval`.
+
+    Returns:
+        Lower and upper end.
+
+    Raises:
+        ValueError: As `bootstrap_interval`, or if the estimate is not finite.
+
+    Note:
+        A bootstrap draws some units twice; statistics that see the rank of a sample, such as the Fréchet distance, are
+        then biased. The jackknife draws nothing twice. It fails for statistics that are not smooth, such as a median.
+    """
+    left_out = _check(replicates, "replicates", level, 1)
+    if not np.isfinite(estimate):
+        raise ValueError(f"estimate must be finite, got {estimate}")
+    groups = left_out.size
+    error = np.sqrt((groups - 1) / groups * np.square(left_out - left_out.mean()).sum())
+    reach = float(student.ppf((1 + level) / 2, groups - 1) * error)
+    return float(estimate) - reach, float(estimate) + reach
 
 
 def _check(values: ArrayLike, name: str, level: float, num_resamples: int) -> NDArray[np.floating]:

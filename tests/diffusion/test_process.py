@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMInverseScheduler, DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
 
 from isodiff.diffusion.pretrained import build_pipeline, build_unet
-from isodiff.diffusion.process import ddim_invert, ddim_sample, dsm_loss
+from isodiff.diffusion.process import ddim_invert, ddim_sample, ddim_trajectory, dsm_loss
 
 
 class _Oracle(torch.nn.Module):
@@ -71,6 +71,27 @@ def test_ddim_sample_equals_the_diffusers_pipeline(spacing: str, clip: bool) -> 
         ours = ddim_sample(unet, DDPMScheduler(clip_sample=clip, timestep_spacing=spacing), x_T, 7)
     ours = (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
     torch.testing.assert_close(ours, torch.from_numpy(images), atol=1e-5, rtol=1e-5)
+
+
+def test_a_trajectory_is_the_sampler_step_by_step() -> None:
+    """Steps are those of diffusers, each begins where the last one ended, and the model has seen each x_t."""
+    pipeline = build_pipeline("digits16")
+    x_T = _noise(2, 1, 16, 16).float()
+    ddim = DDIMScheduler.from_config(pipeline.scheduler.config)
+    ddim.set_timesteps(5)
+    seen: list[torch.Tensor] = []
+    handle = pipeline.unet.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with torch.no_grad():
+        steps, x = [], x_T
+        for t, x_t, x_s in ddim_trajectory(pipeline.unet, pipeline.scheduler, x_T, 5):
+            assert torch.equal(x_t, x)
+            assert torch.equal(seen[-1], x_t)
+            steps.append(int(t))
+            x = x_s
+        handle.remove()
+        assert torch.equal(x, ddim_sample(pipeline.unet, pipeline.scheduler, x_T, 5))
+    assert steps == ddim.timesteps.tolist()
+    assert len(seen) == 5
 
 
 def test_ddim_invert_equals_the_diffusers_scheduler() -> None:

@@ -1,0 +1,204 @@
+"""Length over chord in closed form, and the driver against a naive loop on a real model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isodiff.diffusion.hspace import encode
+from isodiff.diffusion.pretrained import build_pipeline, load_pipeline
+from isodiff.geometry.sphere import slerp
+from isodiff.metrics.generator import Generator, draw_latents
+from isodiff.metrics.measurement import Measurement
+from isodiff.metrics.store import Store
+from isodiff.metrics.trajectory import ROUND_EMBEDDING, relative_trajectory_length, trajectory_ratio
+
+
+def _arcs(angle: float, segments: int, rows: int = 3) -> np.ndarray:
+    """Arcs of one angle and radius 2 in ℝ⁷, (rows, segments + 1, 7)."""
+    plane = np.linalg.qr(np.random.default_rng(0).standard_normal((rows, 7, 2)))[0]
+    tau = np.linspace(0, angle, segments + 1)
+    return 2 * np.stack([np.cos(tau), np.sin(tau)], axis=1) @ plane.transpose(0, 2, 1)
+
+
+@pytest.mark.parametrize("angle", [0.3, math.pi / 2, 3.0])
+@pytest.mark.parametrize("segments", [2, 16])
+def test_an_arc_has_the_ratio_of_its_polygon(angle: float, segments: int) -> None:
+    expected = segments * math.sin(angle / 2 / segments) / math.sin(angle / 2)
+    np.testing.assert_allclose(trajectory_ratio(_arcs(angle, segments)), expected, rtol=1e-12)
+
+
+def test_the_identity_on_a_quarter_arc_gives_arc_over_chord() -> None:
+    np.testing.assert_allclose(trajectory_ratio(_arcs(math.pi / 2, 4000)), ROUND_EMBEDDING, rtol=1e-7)
+    assert pytest.approx(1.1107, abs=5e-5) == ROUND_EMBEDDING
+
+
+def test_slerp_between_independent_latents_has_the_ratio_of_the_round_embedding() -> None:
+    ends = draw_latents((3, 32, 32), 0, 40, seed=0)
+    path = torch.stack([slerp(ends[::2], ends[1::2], tau / 16) for tau in range(17)], dim=1).flatten(2)
+    ratio = trajectory_ratio(path.numpy())
+    # angles between independent latents are 90° ± 1°, and 16 segments miss 0.04 % of the arc
+    assert ratio.mean() == pytest.approx(ROUND_EMBEDDING * (1 - (math.pi / 2) ** 2 / 24 / 16**2), abs=2e-3)
+
+
+def test_a_straight_line_has_ratio_one_at_any_speed() -> None:
+    position = np.array([0, 0.1, 0.15, 0.7, 1.0])[None, :, None]
+    line = np.ones((2, 1, 4)) + position * np.arange(8.0).reshape(2, 1, 4)
+    np.testing.assert_allclose(trajectory_ratio(line), 1, rtol=1e-12)
+
+
+def test_a_linear_map_takes_the_quarter_arc_to_an_ellipse() -> None:
+    """It is a quarter of an ellipse, p E(1 − q²/p²) long, over the chord √(p² + q²)."""
+    from scipy.special import ellipe
+
+    p, q = 1.0, 0.3
+    arc = _arcs(math.pi / 2, 2000, rows=1)[0]
+    basis = np.linalg.qr(arc[[0, -1]].T)[0]
+    stretched = (arc @ basis) * np.array([p, q])
+    expected = p * ellipe(1 - q**2 / p**2) / math.hypot(p, q)
+    np.testing.assert_allclose(trajectory_ratio(stretched[None]), expected, rtol=1e-6)
+
+
+@given(st.floats(1e-3, 1e3), st.integers(0, 2**31))
+def test_similarities_change_nothing(scale: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    path = rng.standard_normal((2, 6, 5))
+    rotation = np.linalg.qr(rng.standard_normal((5, 5)))[0]
+    moved = scale * path @ rotation + rng.standard_normal(5)
+    np.testing.assert_allclose(trajectory_ratio(moved), trajectory_ratio(path), rtol=1e-6)
+    np.testing.assert_allclose(trajectory_ratio(path[:, ::-1]), trajectory_ratio(path), rtol=1e-12)
+    assert (trajectory_ratio(path) >= trajectory_ratio(path[:, [0, 2, 5]]) - 1e-12).all()  # a finer path is no shorter
+
+
+@pytest.mark.parametrize(
+    ("h", "message"),
+    [
+        (np.zeros((2, 2, 4)), r"at least 3 points, features\); got shape \(2, 2, 4\)"),
+        (np.zeros((4, 3)), r"got shape \(4, 3\)"),
+        (np.zeros((0, 3, 4)), "got shape"),
+        (np.full((1, 3, 4), np.nan), "12 NaN"),
+        (np.array([[[0.0], [1], [2]], [[5.0], [1], [5]]]), "path 1 ends where it begins"),
+    ],
+)
+def test_what_is_no_path_is_refused(h: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        trajectory_ratio(h)
+
+
+@pytest.fixture(scope="module")
+def faces() -> Generator:
+    return Generator(load_pipeline("faces32/base"), num_steps=3)
+
+
+def _naive(generate: Generator, path: str, num_pairs: int, num_points: int, seed: int) -> tuple[list[int], np.ndarray]:
+    """Everything one latent at a time, with diffusers' scheduler and the encoder run apart."""
+    scheduler = DDIMScheduler.from_config(generate.scheduler.config)
+    scheduler.set_timesteps(generate.num_steps)
+    ratios = np.zeros((num_pairs, generate.num_steps))
+
+    def step(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return scheduler.step(generate.unet(x, t).sample, t, x).prev_sample
+
+    for pair in range(num_pairs):
+        ends = draw_latents(generate.shape, 2 * pair, 2 * pair + 2, seed=seed, stream="pairs")
+        taus = [j / (num_points - 1) for j in range(num_points)]
+        points = [slerp(ends[:1], ends[1:], tau) for tau in taus]
+        for index, t in enumerate(scheduler.timesteps):
+            if path == "x_t":
+                points = [slerp(points[0], points[-1], tau) for tau in taus]
+            h = [encode(generate.unet, x, t).flatten().double() for x in points]
+            length = sum((second - first).norm() for first, second in pairwise(h))
+            ratios[pair, index] = length / (h[-1] - h[0]).norm()
+            points = [step(x, t) for x in points]
+    return scheduler.timesteps.tolist(), ratios
+
+
+@pytest.mark.parametrize("path", ["x_T", "x_t"])
+def test_the_driver_equals_a_naive_loop_on_a_real_model(faces: Generator, path: str) -> None:
+    measured = relative_trajectory_length(faces, num_pairs=3, num_points=5, path=path, batch_size=11, seed=4)
+    with torch.no_grad():
+        steps, ratios = _naive(faces, path, 3, 5, seed=4)
+    assert measured.details["steps"] == steps
+    np.testing.assert_allclose(measured.replicates, ratios.mean(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(measured.details["value"], ratios.mean(axis=0), rtol=1e-5)
+    assert measured.value == pytest.approx(ratios.mean(), rel=1e-5)
+    assert 1 < measured.details["half_points"] < measured.value
+    low, high = np.transpose(measured.details["interval"])
+    assert (low <= measured.details["value"]).all()
+    assert (measured.details["value"] <= high).all()
+    assert measured.protocol == {"path": path, "num_points": 5, "num_steps": 3}
+    assert (measured.n, measured.unit, measured.seed) == (3, "pairs", 4)
+    assert Measurement.from_json(measured.to_json()).value == measured.value
+    assert not faces.unet.mid_block._forward_hooks
+
+
+@pytest.fixture
+def digits() -> Generator:
+    return Generator(build_pipeline("digits16"), num_steps=2)
+
+
+@pytest.mark.parametrize("path", ["x_T", "x_t"])
+def test_chunks_change_nothing_but_rounding(digits: Generator, path: str) -> None:
+    options = {"num_pairs": 5, "num_points": 4, "path": path}
+    values = [relative_trajectory_length(digits, batch_size=size, **options).replicates for size in (1, 9, 64)]
+    np.testing.assert_allclose(values[1], values[0], rtol=1e-5)
+    np.testing.assert_allclose(values[2], values[0], rtol=1e-5)
+
+
+class _Killed(BaseException):
+    pass
+
+
+def test_a_killed_measurement_goes_on(digits: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import isodiff.metrics.trajectory as module
+
+    real, calls = module.ddim_trajectory, []
+
+    def counted(*args: object) -> Iterator:
+        calls.append(1)
+        if len(calls) == 3:
+            raise _Killed
+        yield from real(*args)
+
+    options = {"num_pairs": 4, "num_points": 3, "batch_size": 3, "store": Store(tmp_path, model=digits.digest)}
+    monkeypatch.setattr(module, "ddim_trajectory", counted)
+    with pytest.raises(_Killed):
+        relative_trajectory_length(digits, **options)
+    assert not digits.unet.mid_block._forward_hooks
+    resumed = relative_trajectory_length(digits, **options)
+    assert len(calls) == 3 + 2  # of four chunks, two were finished
+    again = relative_trajectory_length(digits, **options)
+    assert len(calls) == 5
+    fresh = relative_trajectory_length(digits, **{**options, "store": None})
+    for measured in (again, fresh):
+        assert measured.to_json() == resumed.to_json()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_pairs": 1}, "num_pairs must be at least 2 .* got 1 and 3"),
+        ({"num_points": 2}, "num_points at least 3; got 2 and 2"),
+        ({"path": "x_0"}, "x_T, x_t; got 'x_0'"),
+    ],
+)
+def test_bad_options_are_refused(digits: Generator, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        relative_trajectory_length(digits, **{"num_pairs": 2, "num_points": 3, **options})
+
+
+def test_a_map_without_a_bottleneck_is_refused(digits: Generator) -> None:
+    with pytest.raises(TypeError, match=r"must be a Generator.*got function"):
+        relative_trajectory_length(lambda x: x, num_pairs=2, num_points=3)
+    digits.unet.mid_block = None
+    with pytest.raises(ValueError, match="no mid block"):
+        relative_trajectory_length(digits, num_pairs=2, num_points=3)
