@@ -14,6 +14,7 @@ from isodiff.parameters import check_seed, check_sizes, listing, parse_overrides
 from isodiff.sizes import (
     EvaluationSettings,
     FinetuningSettings,
+    MetricsSettings,
     Settings,
     SphereSettings,
     ToySettings,
@@ -74,6 +75,26 @@ PROFILES: dict[str, dict[str, Settings]] = {
             num_jacobian_images=1_024,
             num_spectra=16,
             num_samples=1_024,
+        ),
+    },
+    "05_metrics": {
+        "cpu": MetricsSettings(
+            num_images=96,
+            num_path_pairs=8,
+            num_rtl_pairs=4,
+            num_spectra=3,
+            path_frames=13,
+            num_experiments=300,
+            num_checked=3,
+        ),
+        "gpu": MetricsSettings(
+            num_images=1_000,
+            num_path_pairs=256,
+            num_rtl_pairs=64,
+            num_spectra=32,
+            path_frames=17,
+            num_experiments=2_000,
+            num_checked=32,
         ),
     },
 }

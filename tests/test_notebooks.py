@@ -20,6 +20,7 @@ NAMES = [
     "02_noise_lives_on_a_sphere",
     "03_trace_without_the_matrix",
     "04_isometric_finetuning",
+    "05_metrics",
 ]
 
 
