@@ -1,8 +1,9 @@
 # The whole set-up, then the course. Each target prepares .venv once and reuses it.
 #
-#   make run     every notebook at profile cpu, with an index of figures and verdicts
-#   make test    style, unit tests, and every notebook against its stored outputs
-#   make lab     the notebooks, live
+#   make run           every notebook at profile cpu, with an index of figures and verdicts
+#   make test          style, unit tests, every notebook against its stored outputs, and the browser test
+#   make test-browser  the widgets in JupyterLab, in headless Chromium; skipped, saying so, where there is none
+#   make lab           the notebooks, live
 
 LOCK    ?= requirements.lock  # exact versions; LOCK= takes the newest that pyproject.toml allows
 WORKERS ?= 2                  # processes of `make test`, one thread each so that they do not fight
@@ -14,7 +15,7 @@ READY   := .venv/ready
 SINGLE  := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lab lint clean
+.PHONY: help setup run test test-browser lab lint clean
 
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
@@ -45,9 +46,14 @@ run: $(READY)
 	$(BIN)/isodiff run $(ARGS)
 
 test: lint
-	$(SINGLE) $(BIN)/python -m pytest --numprocesses $(strip $(WORKERS)) --dist worksteal tests
+	$(SINGLE) $(BIN)/python -m pytest --numprocesses $(strip $(WORKERS)) --dist worksteal -m "not browser" tests
 	$(SINGLE) $(BIN)/python -m pytest --numprocesses $(strip $(WORKERS)) --dist loadfile \
 	  --nbval-lax --nbval-current-env notebooks
+	@$(MAKE) --no-print-directory test-browser
+
+# alone, as it waits for a page to answer; screenshots go to runs/browser
+test-browser: $(READY)
+	$(SINGLE) $(BIN)/python -m pytest -m browser tests/browser
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks/01_s2_toy_autoencoder.ipynb

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from diffusers import UNet2DModel
 
 
@@ -44,6 +47,46 @@ def encode(unet: UNet2DModel, x: torch.Tensor, t: torch.Tensor | int) -> torch.T
         else:
             hidden, _ = block(hidden, embedding)
     return unet.mid_block(hidden, embedding)
+
+
+@contextmanager
+def bottleneck_hook(unet: UNet2DModel, edit: Callable[[torch.Tensor], torch.Tensor | None]) -> Iterator[None]:
+    """Pass every h that the model computes inside the `with` block through a function; afterwards it is as before.
+
+    Args:
+        unet: an unconditional `UNet2DModel` with a mid block; it gets a forward hook, nothing of it is replaced.
+        edit: receives h (B, C', H', W'). What it returns goes on to the decoder in the place of h; None leaves h.
+
+    Raises:
+        TypeError: not a `UNet2DModel` layout.
+        ValueError: no mid block, or class conditioning.
+    """
+    check_encoder(unet)
+    handle = unet.mid_block.register_forward_hook(lambda _module, _inputs, h: edit(h))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def check_latents(unet: UNet2DModel, x: torch.Tensor, name: str) -> None:
+    """Raise ValueError unless x is a finite batch (B, C, H, W) of the channels and size that the model was made for."""
+    side = unet.config.sample_size
+    height, width = side if isinstance(side, (tuple, list)) else (side, side)
+    expected = (unet.config.in_channels, *(("H", "W") if side is None else (height, width)))
+    fits = (
+        x.ndim == 4
+        and len(x) > 0
+        and all(isinstance(e, str) or e == n for e, n in zip(expected, x.shape[1:], strict=True))
+    )
+    if not fits:
+        raise ValueError(
+            f"{name} must have the shape (B, {', '.join(map(str, expected))}) of this model; got {tuple(x.shape)}"
+        )
+    if not x.is_floating_point() or not x.isfinite().all():
+        raise ValueError(
+            f"{name} must be floating-point and finite; got {x.dtype}, {int((~x.isfinite()).sum())} values not finite"
+        )
 
 
 def check_encoder(unet: UNet2DModel) -> None:

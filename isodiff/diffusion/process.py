@@ -81,7 +81,7 @@ def ddim_trajectory(
     The model has been evaluated at x_t when a step is yielded: a hook on one of its modules has seen that x_t.
     """
     clip = scheduler.config.get("clip_sample", False)
-    yield from _integrate(unet, _ddim(DDIMScheduler, scheduler, num_steps, x_T, clip_sample=clip), x_T)
+    yield from _integrate(unet, ddim_scheduler(DDIMScheduler, scheduler, num_steps, x_T, clip_sample=clip), x_T)
 
 
 def ddim_invert(unet: UNet2DModel, scheduler: SchedulerMixin, x_0: torch.Tensor, num_steps: int) -> torch.Tensor:
@@ -90,7 +90,9 @@ def ddim_invert(unet: UNet2DModel, scheduler: SchedulerMixin, x_0: torch.Tensor,
     Args and cost as `ddim_sample`; x_0 are images in [−1, 1], the result is a latent near the shell of radius √n. No
     estimate of x₀ is clipped on the way, as a clipped step cannot be undone.
     """
-    return _last(_integrate(unet, _ddim(DDIMInverseScheduler, scheduler, num_steps, x_0, clip_sample=False), x_0))
+    return _last(
+        _integrate(unet, ddim_scheduler(DDIMInverseScheduler, scheduler, num_steps, x_0, clip_sample=False), x_0)
+    )
 
 
 def check_steps(scheduler: SchedulerMixin, t: torch.Tensor | int) -> None:
@@ -101,9 +103,10 @@ def check_steps(scheduler: SchedulerMixin, t: torch.Tensor | int) -> None:
         raise ValueError(f"t must hold integer steps 0 to {last}; got {t}")
 
 
-def _ddim(
+def ddim_scheduler(
     kind: type, scheduler: SchedulerMixin, num_steps: int, x: torch.Tensor, *, clip_sample: bool
 ) -> SchedulerMixin:
+    """Return a DDIM scheduler of one kind with the settings of another and its steps set."""
     horizon = scheduler.config.num_train_timesteps
     if not 1 <= num_steps <= horizon:
         raise ValueError(f"num_steps must be 1 to {horizon}; got {num_steps}")

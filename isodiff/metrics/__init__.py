@@ -8,6 +8,7 @@
 | is a map an isometry? | `spectrum` | `isotropy`, `points`; `maps` says which map |
 | do attributes separate? | `separability` | `support_vectors`; `attributes` ← `attribute_{config,labels,training}` |
 | what does the truth say? | `truth`, `tangent` | `factor_paths`, `subspaces` |
+| does an edit do what it should? | `editing`, `inversion_error` | `effects`, `smoothness` |
 | all of them, of one model | `evaluation` | `suite` lists them; `record` is what is left behind |
 
 Common to all: `generator` (latents by number, the sampler as a map), `measurement` (a number with its interval, and

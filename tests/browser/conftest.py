@@ -1,0 +1,150 @@
+"""A JupyterLab of the test's own, and a headless Chromium to look at it with."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from isodiff.course import kernel_of_this_interpreter
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, ConsoleMessage, Page
+
+ROOT = Path(__file__).resolve().parents[2]
+_NAMES = ("chromium", "chromium-browser", "google-chrome")
+_FLAGS = ["disable-gpu", "disable-quic", "no-first-run", "disable-background-networking", "disable-component-update"]
+_PATIENCE = 300  # seconds for what takes a few; a busy machine is not a failure
+
+# What JupyterLab would otherwise ask the network, or show over the notebook. With windowing, cells out of sight would
+# not be in the page.
+_SETTINGS = {
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True},
+    "notebook-extension/tracker": {"windowingMode": "none"},
+}
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A running JupyterLab.
+
+    Attributes:
+        url: Its address, ending in a slash.
+        token: What lets one in.
+        folder: What it serves.
+    """
+
+    url: str
+    token: str
+    folder: Path
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Return the path of an installed Chromium."""
+    found = next(filter(None, map(shutil.which, _NAMES)), None)
+    if found is None:
+        pytest.skip(f"needs Chromium, one of {', '.join(_NAMES)} on PATH; on Debian: apt-get install chromium")
+    return found
+
+
+@pytest.fixture(scope="session")
+def lab(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """Start a JupyterLab that knows nothing of the user's settings; stop it with its kernels."""
+    home = tmp_path_factory.mktemp("lab")
+    folder = home / "notebooks"
+    folder.mkdir()
+    for name, values in _SETTINGS.items():
+        file = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(values))
+    own = {f"JUPYTER_{kind}_DIR": str(home / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")}
+    options = {
+        "ServerApp.port": 0,
+        "ServerApp.root_dir": folder,
+        "ServerApp.allow_root": True,
+        "LabApp.user_settings_dir": home / "settings",
+        "LabApp.workspaces_dir": home / "workspaces",
+        "LabApp.extension_manager": "readonly",
+    }
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", *(f"--{k}={v}" for k, v in options.items())]
+    with kernel_of_this_interpreter(), (home / "log").open("w") as log:
+        environment = {**os.environ, **own, "IPYTHONDIR": str(home / "ipython"), "ISODIFF_ROOT": str(ROOT)}
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        try:
+            yield _started(server, home, folder)
+        finally:
+            server.terminate()
+            try:
+                server.wait(30)  # it shuts its kernels down before it ends
+            except subprocess.TimeoutExpired:  # asked while it answers a page, it may wait for ever
+                server.kill()  # kernels notice and end by themselves
+                server.wait()
+
+
+@pytest.fixture(scope="session")
+def browser(chromium: str, lab: Lab) -> Iterator[Browser]:
+    """Start Chromium, headless."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install 'isodiff[test]'")
+    sync_api.expect.set_options(timeout=1000 * _PATIENCE)
+    root = getattr(os, "geteuid", lambda: None)() == 0  # for whom Chromium has no sandbox
+    flags = [f"--{flag}" for flag in (*_FLAGS, *(["no-sandbox"] if root else []))]
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def complaints() -> list[str]:
+    """Return the list that `page` fills with exceptions and errors of the console."""
+    return []
+
+
+@pytest.fixture
+def page(browser: Browser, complaints: list[str]) -> Iterator[Page]:
+    """Open an empty page that notes exceptions and errors of its console."""
+
+    def note(message: ConsoleMessage) -> None:
+        if message.type == "error":
+            complaints.append(f"console: {message.text} ({message.location.get('url', '')})")
+
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    page.set_default_timeout(1000 * _PATIENCE)
+    page.on("pageerror", lambda error: complaints.append(f"exception: {error}"))
+    page.on("console", note)
+    yield page
+    page.close()
+
+
+@pytest.fixture(scope="session")
+def screenshots() -> Path:
+    """Return the folder of screenshots: ``ISODIFF_SCREENSHOTS``, or ``runs/browser`` of the clone."""
+    folder = Path(os.environ.get("ISODIFF_SCREENSHOTS", ROOT / "runs" / "browser"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _started(server: subprocess.Popen, home: Path, folder: Path) -> Lab:
+    """Wait until the server answers."""
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline and server.poll() is None:
+        for file in (home / "runtime").glob("jpserver-*.json"):
+            try:
+                info = json.loads(file.read_text())
+                with urllib.request.urlopen(f"{info['url']}api/status?token={info['token']}", timeout=5):
+                    return Lab(info["url"], info["token"], folder)
+            except (OSError, ValueError):  # not listening yet, or the file is half written
+                pass
+        time.sleep(0.2)
+    pytest.fail(f"JupyterLab did not start:\n{(home / 'log').read_text()[-3000:]}")

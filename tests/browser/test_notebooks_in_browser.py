@@ -1,0 +1,220 @@
+"""Notebooks in a real JupyterLab in a real browser: sliders move by keyboard and by mouse, and the picture follows."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install 'isodiff[test]'")
+from playwright.sync_api import expect
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol
+
+    from playwright.sync_api import Locator, Page
+
+    class Lab(Protocol):
+        """A running JupyterLab, as the fixture ``lab`` gives it."""
+
+        url: str
+        token: str
+        folder: Path
+
+
+pytestmark = pytest.mark.browser
+
+COURSE = Path(__file__).resolve().parents[2] / "notebooks"
+COURSE_MILLISECONDS = 15 * 60 * 1000  # a notebook of the course takes up to three minutes when it has two cores
+
+MODELS = """
+from torch.nn.functional import normalize
+from isodiff.diffusion.pretrained import load_pipeline
+from isodiff.geometry import project_to_tangent
+from isodiff.metrics.generator import Generator, draw_latents
+from isodiff.plots.inline import show
+from isodiff.plots.style import use_style
+from isodiff.widgets import DirectionExplorer, LatentTraversal, SphereExplorer
+use_style()
+generators = {model: Generator(load_pipeline(f"digits16/{model}"), 2) for model in ("base", "isometric")}
+latents = draw_latents((1, 16, 16), 0, 3, seed=0)
+"""
+DIRECTIONS = """
+tangent = project_to_tangent(draw_latents((1, 16, 16), 3, 6, seed=0), latents)
+directions = normalize(tangent.flatten(1), dim=1).reshape(3, 1, 1, 16, 16)
+DirectionExplorer(generators, latents, dict.fromkeys(generators, directions), num_frames=17)
+"""
+EXPLORERS = [
+    "traversal = LatentTraversal(generators, latents, num_frames=17)\nshow(traversal.figure())",
+    "traversal",
+    DIRECTIONS,
+    "SphereExplorer()",
+]
+
+
+def with_widgets(folder: Path) -> list[str]:
+    """Return the names of the notebooks that have a cell tagged ``widget``."""
+    found = []
+    for path in sorted(folder.glob("*.ipynb")):
+        cells = nbformat.read(path, as_version=4).cells
+        if any("widget" in cell.metadata.get("tags", []) for cell in cells):
+            found.append(path.name)
+    return found
+
+
+def open_and_run(page: Page, lab: Lab, name: str, *, timeout: float | None = None) -> None:
+    """Open a notebook, run all its cells from the menu, and wait until every one has run."""
+    page.goto(f"{lab.url}doc/tree/{name}?token={lab.token}")
+    idle = page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]")
+    expect(page.locator(".jp-Toolbar-kernelName")).to_contain_text("Python 3")  # before, "No Kernel" is idle, too
+    expect(idle).to_be_attached()
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    cells = nbformat.read(lab.folder / name, as_version=4).cells
+    number = sum(cell.cell_type == "code" and bool(cell.source.strip()) for cell in cells)
+    prompts = page.locator(".jp-Notebook .jp-CodeCell .jp-InputPrompt").filter(has_text=re.compile(r"\[\d+\]"))
+    expect(prompts).to_have_count(number, timeout=timeout)
+    expect(idle).to_be_attached(timeout=timeout)
+
+
+def errors(page: Page) -> list[str]:
+    """Return what cells printed as an error or to standard error, and widgets that could not be shown."""
+    kinds = ("application/vnd.jupyter.error", "application/vnd.jupyter.stderr")
+    shown = page.locator(", ".join(f'.jp-OutputArea-output[data-mime-type="{kind}"]' for kind in kinds))
+    return [
+        *shown.all_inner_texts(),
+        *page.locator(".jupyter-widgets-disconnected, .jupyter-widgets-error-widget").all_inner_texts(),
+    ]
+
+
+def digest(picture: Locator) -> str:
+    """Return the SHA-256 of the PNG that an image of the page shows, once it shows one."""
+    shown = """async image => {
+        try {
+            await image.decode();
+            return Array.from(new Uint8Array(await (await fetch(image.src)).arrayBuffer()));
+        } catch {
+            return null;  // replaced meanwhile
+        }
+    }"""
+    for _ in range(100):
+        data = picture.evaluate(shown)
+        if data:
+            assert bytes(data[:4]) == b"\x89PNG"
+            return hashlib.sha256(bytes(data)).hexdigest()
+        picture.page.wait_for_timeout(100)
+    pytest.fail("within ten seconds, no picture could be decoded")
+
+
+def wait_for(page: Page, condition: Callable[[], bool], what: str) -> None:
+    """Wait until a condition holds, at most twenty seconds."""
+    for _ in range(200):
+        if condition():
+            return
+        page.wait_for_timeout(100)
+    pytest.fail(f"within twenty seconds, {what}")
+
+
+def move_every_slider(page: Page, explorer: Locator) -> None:
+    """Move each slider by keyboard and by mouse, then reset: the picture must follow each time."""
+    picture = explorer.locator("img.widget-image")
+    explorer.scroll_into_view_if_needed()
+    first = digest(picture)
+    handles = explorer.get_by_role("slider").all()
+    assert handles
+    for handle in handles:
+        for move in (press_arrow, drag_left):
+            before, place = digest(picture), readout(handle)
+            direction = move(page, handle)
+            wait_for(page, lambda old=before: digest(picture) != old, f"the picture did not follow {move.__name__}")
+            assert direction * (readout(handle) - place) > 0
+    explorer.get_by_role("button", name="Reset").click()
+    wait_for(page, lambda: digest(picture) == first, "Reset did not bring the first picture back")
+
+
+def readout(handle: Locator) -> float:
+    """Return the value beside a slider."""
+    slider = handle.locator("xpath=ancestor::*[contains(@class, 'widget-slider')]")
+    return float(slider.locator(".widget-readout").inner_text().replace("−", "-"))
+
+
+def press_arrow(page: Page, handle: Locator) -> int:
+    """Move a slider up by the keyboard."""
+    handle.focus()
+    page.keyboard.press("ArrowRight")
+    return 1
+
+
+def drag_left(page: Page, handle: Locator) -> int:
+    """Move a slider down by the mouse."""
+    box = handle.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x - 30, y, steps=5)
+    page.mouse.up()
+    return -1
+
+
+def choose_another_model(page: Page, explorer: Locator) -> None:
+    """Take the next entry of the menu of models by keyboard: picture and description must follow."""
+    picture = explorer.locator("img.widget-image")
+    before, menu = digest(picture), explorer.get_by_label("model")
+    menu.focus()
+    for key in ("Space", "ArrowDown", "Enter"):  # of a closed menu, JupyterLab would take the arrow for itself
+        page.keyboard.press(key)
+    wait_for(page, lambda: digest(picture) != before, "the picture did not follow the menu")
+    expect(explorer.get_by_role("status")).to_contain_text(menu.input_value())
+    expect(picture).to_have_attribute("title", re.compile(menu.input_value()))
+
+
+def explorers(page: Page) -> list[Locator]:
+    """Return the explorers of a page, each the output that holds a slider and an image."""
+    outputs = page.locator(".jp-OutputArea-output").filter(has=page.locator("img.widget-image"))
+    return outputs.filter(has=page.get_by_role("slider")).all()
+
+
+@pytest.fixture
+def notebook(lab: Lab) -> str:
+    """Write a small notebook with every explorer; return its name."""
+    cells = [new_code_cell(source.strip()) for source in (MODELS, *EXPLORERS)]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), lab.folder / "explorers.ipynb")
+    return "explorers.ipynb"
+
+
+def test_explorers_follow_keyboard_and_mouse(
+    page: Page, lab: Lab, notebook: str, complaints: list[str], screenshots: Path
+) -> None:
+    open_and_run(page, lab, notebook)
+    assert errors(page) == []
+    found = explorers(page)
+    assert len(found) == 3
+    for number, explorer in enumerate(found, start=1):
+        move_every_slider(page, explorer)
+        explorer.screenshot(path=screenshots / f"explorer_{number}.png")
+    choose_another_model(page, found[0])
+    found[0].screenshot(path=screenshots / "explorer_1_isometric.png")
+    assert errors(page) == []
+    assert complaints == []
+
+
+@pytest.mark.parametrize("name", with_widgets(COURSE))
+def test_notebooks_of_the_course(page: Page, lab: Lab, name: str, complaints: list[str], screenshots: Path) -> None:
+    shutil.copy(COURSE / name, lab.folder)
+    open_and_run(page, lab, name, timeout=COURSE_MILLISECONDS)
+    assert errors(page) == []
+    found = explorers(page)
+    assert found
+    for number, explorer in enumerate(found, start=1):
+        move_every_slider(page, explorer)
+        explorer.screenshot(path=screenshots / f"{Path(name).stem}_{number}.png")
+    assert errors(page) == []
+    assert complaints == []
