@@ -147,7 +147,7 @@ def _map(run: Evaluation) -> Measurements:
     generate = run.generator(sizes.map_steps)
     x_T = draw_latents(generate.shape, 0, sizes.num_maps, seed=run.seed, stream="map").to(sizes.device)
     key = {"map": "sampler", "num_steps": sizes.map_steps}
-    shared = {"key": key, "seed": run.seed, "store": run.store}
+    shared = {"key": key, "seed": run.seed, "batch_size": 4, "store": run.store}  # a point's graph takes 0.3 GB
     f = sampler_map(generate)
     return {
         "map_isotropy": map_isotropy(f, x_T, **shared),
