@@ -81,7 +81,8 @@ def direction_effects(
 
         - ``target_share`` and ``spill_over``: shares of the target and of all other factors in the change. Details:
           ``largest_share``, which bounds the share from above; ``shared_target``, the share if all latents must agree
-          on the target of the i-th direction; ``targets``, how often each factor is one; ``chance``, 1/K.
+          on the target of the i-th direction; ``targets``, how often each factor is one; ``noise``, 1/K, what errors of
+          equal size would give.
         - ``target_change`` and ``other_change``: the changes themselves, in ranges of a factor.
         - ``monotone_share``: of moves on which the target rises throughout. Details: ``fit_noise``, root mean square
           error of each factor when a face is drawn with as much white noise as the fit leaves over: the scale below
@@ -99,8 +100,10 @@ def direction_effects(
 
     Note:
         Where σᵢ/σᵢ₊₁ is close to 1, as isometry aims at, the i-th direction is any vector of a whole subspace, and
-        spill-over is expected whatever the model knows of factors. Equal γ is not equal change: read shares beside
-        changes, as shares of small ones tend to 1/K. Cost: (k + 1) · len(gammas) images and fits a latent, and the
+        spill-over is expected whatever the model knows of factors. Any direction moves some factor most: the share to
+        beat is the control's, well above 1/K. Equal γ is not equal change: a longer move takes factors to the ends of
+        their range, which evens out the changes and lowers the share, and leaves the manifold. Compare models at equal
+        summed change, or say that it differs. Cost: (k + 1) · len(gammas) images and fits a latent, and the
         singular vectors.
     """
     if num_latents < 2 or batch_size < 1:
@@ -150,7 +153,7 @@ def direction_effects(
     values = _by_direction(found) | {"move_error": arrays["error"].mean(axis=2)}
     details: dict[str, dict[str, Any]] = {name: {} for name in values}
     details["target_share"] = {
-        "chance": 1 / len(FACTORS),
+        "noise": 1 / len(FACTORS),
         "largest_share": _means(np.stack([effect.largest_share for effect in found[:k]], axis=1)),
         "shared_target": _means(np.stack(shared[:k], axis=1)),
         "factors": list(FACTORS),

@@ -56,7 +56,8 @@ def metric_by_size(
     ax.set_xticks([1 / n for n in shown], ["∞", *(f"{n:,}" for n in shown[1:])])
     ax.set_xlim(left=0)
     ax.set(xlabel="images n (axis linear in 1/n)", ylabel=ylabel)
-    ax.legend()
+    ax.set_ylim(top=ax.get_ylim()[1] + 0.25 * (ax.get_ylim()[1] - ax.get_ylim()[0]))  # room for the legend
+    ax.legend(loc="upper left")
     return ax
 
 
