@@ -8,7 +8,7 @@
 | is a map an isometry? | `spectrum` | `isotropy`, `points`; `maps` says which map |
 | do attributes separate? | `separability` | `support_vectors`; `attributes` ← `attribute_{config,labels,training}` |
 | what does the truth say? | `truth`, `tangent` | `factor_paths`, `subspaces` |
-| does an edit do what it should? | `editing`, `inversion_error` | `effects`, `smoothness` |
+| does an edit do what it should? | `editing`, `inversion` | `effects`, `smoothness` |
 | all of them, of one model | `evaluation` | `suite` lists them; `record` is what is left behind |
 
 Common to all: `generator` (latents by number, the sampler as a map), `measurement` (a number with its interval, and
@@ -32,6 +32,9 @@ _DRIVERS = {
     "linear_separability": "separability",
     "path_truth": "truth",
     "tangent_alignment": "truth",
+    "path_smoothness": "smoothness",
+    "direction_effects": "editing",
+    "inversion_error": "inversion",
     "compare": "measurement",
     "Measurement": "measurement",
     "evaluate": "evaluation",

@@ -14,7 +14,7 @@ from isodiff.diffusion.inversion import invert
 from isodiff.diffusion.pretrained import load_pipeline
 from isodiff.geometry import expected_radius
 from isodiff.metrics.generator import Generator, draw_latents
-from isodiff.metrics.inversion_error import excess_kurtosis, inversion_error, neighbour_correlation, norm_ratio
+from isodiff.metrics.inversion import excess_kurtosis, inversion_error, neighbour_correlation, norm_ratio
 from isodiff.metrics.measurement import compare
 from isodiff.metrics.networks import perceptual_distance
 from isodiff.metrics.path_steps import squared_l2
