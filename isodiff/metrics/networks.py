@@ -7,10 +7,9 @@ float32, and a ``protocol`` that says what decides their numbers.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -23,6 +22,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch_fidelity import register_feature_extractor
 from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d, FeatureExtractorInceptionV3
 
+from isodiff.metrics.precision import full_precision
 from isodiff.metrics.weight_formats import backbone_state, fidelity_names, inception_state
 from isodiff.metrics.weights import WEIGHTS, FoundWeights, find_weights
 
@@ -91,7 +91,7 @@ class PerceptualDistance:
         """
         if a.shape != b.shape:
             raise ValueError(f"a and b must have one shape; got {tuple(a.shape)} and {tuple(b.shape)}")
-        with _full_precision(self.device):
+        with full_precision():
             return self._network(self._prepare(a, "a"), self._prepare(b, "b")).flatten()
 
     def _prepare(self, images: Tensor, name: str) -> Tensor:
@@ -164,7 +164,7 @@ class InceptionFeatures:
         _check_shape(images, "images")
         if images.dtype != torch.uint8:
             raise ValueError(f"images must be uint8, 0 to 255; got {images.dtype}")
-        with _full_precision(self.device):
+        with full_precision():
             return self._network(images.to(self.device).expand(-1, 3, -1, -1))[0]
 
     @cached_property
@@ -221,12 +221,3 @@ def _check_shape(images: Tensor, name: str) -> None:
 
 def _digest(name: str, found: FoundWeights) -> str:
     return WEIGHTS[name].digests[found.form][:8]
-
-
-@contextlib.contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """Run in float32: no autocast, no TF32."""
-    cudnn = torch.backends.cudnn
-    settings = {"enabled": cudnn.enabled, "benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
-    with torch.autocast(device.type, enabled=False), cudnn.flags(**settings, allow_tf32=False):
-        yield

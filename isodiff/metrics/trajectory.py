@@ -20,17 +20,16 @@ where latents lie on a sphere, which the paper (end of Sec. 3.2) does not assume
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from isodiff.diffusion.hspace import check_encoder, encode
+from isodiff.diffusion.hspace import bottleneck_hook, check_encoder, encode
 from isodiff.diffusion.process import ddim_trajectory
 from isodiff.geometry.sphere import slerp
 from isodiff.metrics.generator import Generator, draw_latents
@@ -38,9 +37,6 @@ from isodiff.metrics.intervals import bootstrap_interval
 from isodiff.metrics.measurement import Measurement
 from isodiff.metrics.precision import full_precision
 from isodiff.metrics.store import Arrays, Store
-
-if TYPE_CHECKING:
-    from diffusers import UNet2DModel
 
 PathKind = Literal["x_T", "x_t"]
 """Where slerp is taken: between two latents x_T, or at every step between the two x_t."""
@@ -155,7 +151,8 @@ def relative_trajectory_length(
 def _walk_from_x_T(generate: Generator, ends: Tensor, num_points: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield t and h of every point of every path, pair by pair, read off while the points are carried down."""
     x_T = _path(ends, num_points)
-    with _bottleneck(generate.unet) as seen:
+    seen: list[Tensor] = []
+    with bottleneck_hook(generate.unet, seen.append):  # append returns None: h stays as it is
         for t, _, _ in ddim_trajectory(generate.unet, generate.scheduler, x_T, generate.num_steps):
             yield t, seen.pop()
 
@@ -170,14 +167,3 @@ def _path(ends: Tensor, num_points: int) -> Tensor:
     """Points (P · num_points, C, H, W) of the arcs between rows 2i and 2i + 1, pair by pair."""
     positions = np.linspace(0, 1, num_points).tolist()
     return torch.stack([slerp(ends[::2], ends[1::2], tau) for tau in positions], dim=1).flatten(0, 1)
-
-
-@contextlib.contextmanager
-def _bottleneck(unet: UNet2DModel) -> Iterator[list[Tensor]]:
-    """Collect what the mid block gives at every evaluation."""
-    seen: list[Tensor] = []
-    handle = unet.mid_block.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    try:
-        yield seen
-    finally:
-        handle.remove()
