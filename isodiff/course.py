@@ -176,7 +176,10 @@ def one_line(text: str) -> str:
 
 
 def clean(notebook: NotebookNode) -> NotebookNode:
-    """Return an executed notebook as it is committed: no timestamps, widget state or traces of papermill."""
+    """Return an executed notebook as it is committed: no timestamps, live widgets or traces of papermill.
+
+    Of a widget its text stays, which says to run the cell; its model lived in the kernel that has ended.
+    """
     notebook = copy.deepcopy(notebook)
     language = {"name": "python"}
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -184,6 +187,8 @@ def clean(notebook: NotebookNode) -> NotebookNode:
     for cell in notebook.cells:
         tags = cell.metadata.get("tags")
         cell.metadata = NotebookNode(tags=tags) if tags else NotebookNode()
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
     return notebook
 
 

@@ -118,6 +118,10 @@ EVALUATION: dict[str, Settings] = {
         num_truth_pairs=16,
         truth_points=9,
         num_alignment=2,
+        walk_points=9,
+        num_edited=4,
+        num_inverted=8,
+        inversion_steps=(10, 20),
     ),
     "record": EvaluationSettings(
         num_fid_images=2_000,
@@ -134,6 +138,10 @@ EVALUATION: dict[str, Settings] = {
         num_truth_pairs=100,
         truth_points=9,
         num_alignment=16,
+        walk_points=13,
+        num_edited=64,
+        num_inverted=32,
+        inversion_steps=(10, 20, 50, 100),
     ),
     "gpu": EvaluationSettings(
         num_fid_images=10_000,
@@ -150,6 +158,10 @@ EVALUATION: dict[str, Settings] = {
         num_truth_pairs=1_000,
         truth_points=33,
         num_alignment=128,
+        walk_points=33,
+        num_edited=256,
+        num_inverted=256,
+        inversion_steps=(10, 20, 50, 100, 200),
         batch_size=128,
     ),
 }

@@ -169,6 +169,14 @@ class EvaluationSettings(Settings):
         num_truth_pairs: Pairs of latents whose paths are compared with the true factors.
         truth_points: Points of each such path, both ends included.
         num_alignment: Images, and latents, at which tangent spaces are compared.
+        walk_points: Frames of the paths of num_truth_pairs on which adjacent ones are compared, both ends included.
+        num_edited: Latents moved along leading directions of the bottleneck.
+        num_directions: How many directions at each.
+        edit_gammas: Lengths of these moves, to both sides, in units of the latents.
+        edit_steps: DDIM steps of the moved images.
+        num_inverted: Real images inverted.
+        inversion_steps: DDIM steps of inversion and reconstruction, one measurement each.
+        refinements: Fixed-point refinements of a step of the inversion, one measurement each.
         batch_size: Images at a time.
     """
 
@@ -194,6 +202,14 @@ class EvaluationSettings(Settings):
     num_truth_pairs: int
     truth_points: int
     num_alignment: int
+    walk_points: int
+    num_edited: int
+    num_directions: int = 3
+    edit_gammas: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0)
+    edit_steps: int = 10
+    num_inverted: int
+    inversion_steps: tuple[int, ...]
+    refinements: tuple[int, ...] = (0, 5)
     batch_size: int = 64
 
 

@@ -197,6 +197,14 @@ def test_cleaning_keeps_outputs_and_tags_only() -> None:
     assert dirty.metadata.papermill == {"path": "x"}
 
 
+def test_cleaning_leaves_the_text_of_a_widget() -> None:
+    bundle = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "run this cell"}
+    cell = new_code_cell("1", execution_count=1, outputs=[new_output("execute_result", data=bundle)])
+    cleaned = clean(new_notebook(cells=[cell]))
+    assert cleaned.cells[0].outputs[0].data == {"text/plain": "run this cell"}
+    assert len(cell.outputs[0].data) == 2
+
+
 def test_front_matter_and_title() -> None:
     read = notebook()
     assert course_index.title(read) == "The length of $x_T$"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from isodiff.metrics import suite_editing
 from isodiff.metrics.fidelity import fid, fid_curve, kid
 from isodiff.metrics.generator import draw_latents
 from isodiff.metrics.networks import PerceptualDistance, perceptual_distance
@@ -239,5 +240,9 @@ SUITE: dict[str, Family] = {
     "separability": Family(_separability, _lacks_attributes),
     "truth": Family(_truth, _lacks_truth),
     "alignment": Family(_alignment, _lacks_truth),
+    "smoothness": Family(suite_editing.smoothness, _wrong_channels),
+    "lerp": Family(suite_editing.straight_walks, _lacks_truth),
+    "directions": Family(suite_editing.directions, _lacks_truth),
+    "inversion": Family(suite_editing.inversion, _wrong_channels),
 }
 """The metrics of `isodiff evaluate`, by the name to ask for them; several may come of one name."""

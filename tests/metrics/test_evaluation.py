@@ -37,6 +37,14 @@ TINY = {
     "num_truth_pairs": 2,
     "truth_points": 3,
     "num_alignment": 2,
+    "walk_points": 3,
+    "num_edited": 2,
+    "num_directions": 2,
+    "edit_gammas": [2, 4],
+    "edit_steps": 2,
+    "num_inverted": 2,
+    "inversion_steps": [2, 4],
+    "refinements": [0, 1],
 }
 CHEAP = ["mrtl", "mcn", "vor", "isotropy"]
 
@@ -55,7 +63,10 @@ def test_every_metric_of_a_model_of_faces(tmp_path: Path) -> None:
     assert all(np.isfinite(measured.value) for measured in record.measurements.values())
     expected = {"fid", "kid", "ppl_alex_full", "ppl_vgg_end", "mrtl", "mcn_t300", "vor_t600", "vor_affine_t300"}
     expected |= {"isotropy_t600", "map_isotropy", "map_condition", "ls_linear_training", "ls_rbf_cross-validated"}
-    assert expected | {"factor_excess", "manifold_distance", "encoder_alignment"} <= record.measurements.keys()
+    expected |= {"factor_excess", "manifold_distance", "encoder_alignment", "step_jerkiness_lerp", "step_mean_slerp"}
+    expected |= {"factor_excess_lerp", "target_share", "monotone_share", "inversion_mse_s4_r1", "inversion_lpips_s2_r0"}
+    assert expected | {"inversion_mse_s2_r1_clipped", "latent_norm_ratio_s4_r0"} <= record.measurements.keys()
+    assert record.measurements["step_mean_slerp"].protocol["num_steps"] == TINY["fid_steps"]
     for name, measured in record.measurements.items():
         assert measured.seed == 0, name
         assert measured.interval is None or measured.interval[0] <= measured.value <= measured.interval[1], name
@@ -104,7 +115,13 @@ def test_what_does_not_apply_is_left_out_and_said() -> None:
 
     run = Evaluation(load("digits16/base"), settings("evaluation"), "digits", "auto", Store())
     reasons = {name: family.obstacle(run) for name, family in SUITE.items()}
-    assert {name for name, reason in reasons.items() if reason} == {"separability", "truth", "alignment"}
+    assert {name for name, reason in reasons.items() if reason} == {
+        "separability",
+        "truth",
+        "alignment",
+        "lerp",
+        "directions",
+    }
     assert "'faces' only, not of 'digits'" in reasons["truth"]
     with pytest.raises(ValueError, match="truth cannot be measured: the truth is known"):
         tiny("digits16/base", ["truth"], dataset="digits")
