@@ -81,14 +81,14 @@ def invert(
     sampler = ddim_scheduler(DDIMScheduler, scheduler, num_steps, x_0, clip_sample=False)
     x, residuals = x_0, []
     for t in sampler.timesteps.flip(0):
-        x, residual = _invert_step(unet, sampler, t, x, refinements)
+        x, residual = invert_step(unet, sampler, t, x, refinements)
         residuals.append(residual)
     reconstruction = ddim_sample(unet, scheduler, x, num_steps)
     error = (reconstruction - x_0).square().flatten(1).mean(1)
     return Inversion(x, reconstruction, error, torch.stack(residuals, 1))
 
 
-def _invert_step(
+def invert_step(
     unet: UNet2DModel, sampler: DDIMScheduler, t: Tensor, x_s: Tensor, refinements: int
 ) -> tuple[Tensor, Tensor]:
     """Solve x_s = step(x_t) for x_t; return the best iterate and its residual (B,)."""
