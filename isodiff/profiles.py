@@ -12,14 +12,16 @@ from typing import Any, get_type_hints
 
 from isodiff.parameters import check_seed, check_sizes, listing, parse_overrides, resolve_device
 from isodiff.sizes import (
-    EvaluationSettings,
+    EditingSettings,
     FinetuningSettings,
     MetricsSettings,
     Settings,
     SphereSettings,
     ToySettings,
     TraceSettings,
+    TraversalSettings,
 )
+from isodiff.sizes_evaluation import EvaluationSettings
 
 # notebook name → profile name → sizes
 PROFILES: dict[str, dict[str, Settings]] = {
@@ -97,6 +99,28 @@ PROFILES: dict[str, dict[str, Settings]] = {
             num_checked=32,
         ),
     },
+    "06_traversal": {
+        "cpu": TraversalSettings(num_pairs=4, num_radii=8, num_ends=100, num_checked=2, film_frames=17),
+        "gpu": TraversalSettings(num_pairs=100, num_radii=256, num_ends=100, num_checked=100, film_frames=65),
+    },
+    "07_editing_and_inversion": {
+        "cpu": EditingSettings(
+            num_latents=3,
+            num_inverted=4,
+            inversion_steps=(10, 50),
+            num_injected=3,
+            injection_steps=20,
+            film_frames=17,
+        ),
+        "gpu": EditingSettings(
+            num_latents=64,
+            num_inverted=64,
+            inversion_steps=(10, 20, 50, 100, 200, 500),
+            num_injected=8,
+            injection_steps=100,
+            film_frames=65,
+        ),
+    },
 }
 
 
@@ -122,6 +146,11 @@ EVALUATION: dict[str, Settings] = {
         num_edited=4,
         num_inverted=8,
         inversion_steps=(10, 20),
+        num_interpolated=4,
+        num_geodesics=2,
+        path_segments=8,
+        swept_shares=(0.4,),
+        num_swept=2,
     ),
     "record": EvaluationSettings(
         num_fid_images=2_000,
@@ -142,6 +171,9 @@ EVALUATION: dict[str, Settings] = {
         num_edited=64,
         num_inverted=32,
         inversion_steps=(10, 20, 50, 100),
+        num_interpolated=100,
+        num_geodesics=32,
+        num_swept=16,
     ),
     "gpu": EvaluationSettings(
         num_fid_images=10_000,
@@ -162,6 +194,9 @@ EVALUATION: dict[str, Settings] = {
         num_edited=256,
         num_inverted=256,
         inversion_steps=(10, 20, 50, 100, 200),
+        num_interpolated=1_000,
+        num_geodesics=256,
+        num_swept=256,
         batch_size=128,
     ),
 }

@@ -1,6 +1,6 @@
-"""What each notebook and each evaluation can be told: one frozen dataclass each, every size explained.
+"""What each notebook can be told: one frozen dataclass each, every size explained.
 
-The values at each profile are in `isodiff.profiles`.
+The values at each profile are in `isodiff.profiles`; what an evaluation can be told is in `isodiff.sizes_evaluation`.
 """
 
 from __future__ import annotations
@@ -142,78 +142,6 @@ class FinetuningSettings(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluationSettings(Settings):
-    """Sizes of ``isodiff evaluate``: how much of each metric is measured.
-
-    Attributes:
-        num_fid_images: Generated images, and as many real ones, behind FID and KID.
-        fid_steps: DDIM steps of these images; the paper takes 20.
-        num_ppl_pairs: Pairs of latents of the perceptual path length.
-        ppl_steps: DDIM steps of its images; the paper takes 100.
-        ppl_epsilon: Distance of its two positions on the path, as a share of the path.
-        num_sweep_pairs: Pairs at each epsilon of the sweep.
-        sweep_epsilons: Those epsilons, descending.
-        num_rtl_pairs: Pairs of latents of the relative trajectory length.
-        rtl_points: Points of each path, both ends included.
-        rtl_steps: DDIM steps, at each of which the ratio is measured; the paper takes 20.
-        spectrum_times: Diffusion steps t at which the encoder's Jacobian is measured.
-        num_spectra: Images whose leading singular values are computed at each.
-        spectrum_k: How many singular values.
-        num_isotropy: Images on which isotropy is estimated at each.
-        num_maps: Latents at which the Jacobian of the whole sampler is measured.
-        map_k: Singular values of the whole sampler.
-        map_steps: DDIM steps of the whole sampler.
-        num_separable: Generated images behind linear separability; the paper takes 2,000. Where FID's sampler has as
-            many steps, they are its first images.
-        num_kept: The most confident of them, for each attribute; the paper keeps 1,000.
-        num_truth_pairs: Pairs of latents whose paths are compared with the true factors.
-        truth_points: Points of each such path, both ends included.
-        num_alignment: Images, and latents, at which tangent spaces are compared.
-        walk_points: Frames of the paths of num_truth_pairs on which adjacent ones are compared, both ends included.
-        num_edited: Latents moved along leading directions of the bottleneck.
-        num_directions: How many directions at each.
-        edit_gammas: Lengths of these moves, to both sides, in units of the latents.
-        edit_steps: DDIM steps of the moved images.
-        num_inverted: Real images inverted.
-        inversion_steps: DDIM steps of inversion and reconstruction, one measurement each.
-        refinements: Fixed-point refinements of a step of the inversion, one measurement each.
-        batch_size: Images at a time.
-    """
-
-    num_fid_images: int
-    fid_steps: int = 20
-    num_ppl_pairs: int
-    ppl_steps: int
-    ppl_epsilon: float = 1e-4
-    num_sweep_pairs: int
-    sweep_epsilons: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
-    num_rtl_pairs: int
-    rtl_points: int
-    rtl_steps: int = 20
-    spectrum_times: tuple[int, ...] = (200, 600, 800)
-    num_spectra: int
-    spectrum_k: int = 50
-    num_isotropy: int
-    num_maps: int
-    map_k: int = 10
-    map_steps: int = 20
-    num_separable: int
-    num_kept: int
-    num_truth_pairs: int
-    truth_points: int
-    num_alignment: int
-    walk_points: int
-    num_edited: int
-    num_directions: int = 3
-    edit_gammas: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0)
-    edit_steps: int = 10
-    num_inverted: int
-    inversion_steps: tuple[int, ...]
-    refinements: tuple[int, ...] = (0, 5)
-    batch_size: int = 64
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class MetricsSettings(Settings):
     """Sizes of ``05_metrics``: of what runs live, beside the records that come with the course.
 
@@ -246,3 +174,107 @@ class MetricsSettings(Settings):
     path_frames: int
     num_experiments: int
     num_checked: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TraversalSettings(Settings):
+    """Sizes of ``06_traversal``: of what runs live, beside the records that come with the course.
+
+    Attributes:
+        num_ddim_steps: Steps of the sampler; the records of paths have 20.
+        num_frames: Frames of each path, both ends included; the records of adjacent distances have 13.
+        num_pairs: Pairs of latents whose paths are decoded live, by every model.
+        num_radii: Latents whose length is shrunk and stretched.
+        radii: Those lengths, as shares of the expected radius, ascending, 1 among them.
+        num_ends: Pairs of the record whose ends are decoded, at least 2.
+        num_checked: Pairs that are measured again and compared with the record, at least 2.
+        film_frames: Frames of each film in the explorer.
+    """
+
+    num_ddim_steps: int = 20
+    num_frames: int = 13
+    num_pairs: int
+    num_radii: int
+    radii: tuple[float, ...] = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
+    num_ends: int
+    num_checked: int
+    film_frames: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EditingSettings(Settings):
+    """Sizes of ``07_editing_and_inversion``: of what runs live, beside the records that come with the course.
+
+    Attributes:
+        num_ddim_steps: Steps of the sampler of moved latents; the record of directions has 10.
+        num_directions: Leading directions at each latent; the record has 3.
+        gammas: Lengths of moves to both sides, ascending, in units of the latents; the record has 1, 2, 3, 4.
+        num_latents: Latents whose moves are decoded live, by every model, at least 2.
+        num_inverted: Faces inverted live, at least 2.
+        inversion_steps: Steps of DDIM, down and up, one inversion each.
+        refinements: Fixed-point refinements of each step of the inversion.
+        num_injected: Receivers, and donors, of content injection.
+        injection_steps: Steps of its sampler.
+        t_edit: Step at which the injection of InjectFusion ends.
+        film_frames: Frames of each film in the explorer.
+    """
+
+    num_ddim_steps: int = 10
+    num_directions: int = 3
+    gammas: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0)
+    num_latents: int
+    num_inverted: int
+    inversion_steps: tuple[int, ...]
+    refinements: int = 5
+    num_injected: int
+    injection_steps: int
+    t_edit: int = 500
+    film_frames: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TangentialSettings(Settings):
+    """Sizes of ``08_tangential_geodesics``.
+
+    Attributes:
+        num_points: Noisy points of each toy at which the score's Jacobian is taken.
+        num_faces: Faces at which that of the model is taken, at least 2.
+        face_times: Diffusion steps t of the noisy faces, ascending.
+        num_values: Leading singular values of I − Ĵ at each, more than the ten factors of a face.
+        num_segments: Segments of the geodesics that are compared.
+        trap_segments: Segments of those that are meant to fail.
+        quadrature_segments: Numbers of segments at which the quadratures are compared, ascending.
+        num_samples: Noisy samples that a graph path walks over.
+        num_pairs: Pairs of points on each manifold, at least 2.
+    """
+
+    num_points: int
+    num_faces: int
+    face_times: tuple[int, ...]
+    num_values: int = 24
+    num_segments: int
+    trap_segments: int = 32
+    quadrature_segments: tuple[int, ...] = (5, 10, 20, 40, 80)
+    num_samples: int
+    num_pairs: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GeodesicSettings(Settings):
+    """Sizes of ``09_geodesics_of_images``: of what runs live, beside the records that come with the course.
+
+    Attributes:
+        num_pairs: Pairs of images connected live, at least 2.
+        share: Noise level of the paths, as a share of the T steps; that of the records.
+        num_ddim_steps: Steps of DDIM from T to 0; 20 in the records.
+        num_segments: Segments of each path, a power of 2; 16 in the records.
+        stride: Every how many nodes an image is sampled.
+        refinements: Fixed-point refinements of each step of the inversion.
+    """
+
+    num_pairs: int
+    share: float = 0.6
+    num_ddim_steps: int = 20
+    num_segments: int = 16
+    stride: int = 2
+    refinements: int = 5

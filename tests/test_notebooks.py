@@ -21,6 +21,8 @@ NAMES = [
     "03_trace_without_the_matrix",
     "04_isometric_finetuning",
     "05_metrics",
+    "06_traversal",
+    "07_editing_and_inversion",
 ]
 
 

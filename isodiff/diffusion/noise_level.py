@@ -75,6 +75,10 @@ class NoiseLevel:
         """Return the score −ε_θ(x, t)/σ, (M, C, H, W) for any M, with gradients."""
         return -self.eps(x) / self.sigma
 
+    def filtered(self, x: Tensor) -> Tensor:
+        """Return α x̂₀ = x − σ ε_θ(x, t), with gradients; its Jacobian is the tangent filter I − Ĵ, Ĵ = σ ∂ε_θ/∂x."""
+        return x - self.sigma * self.eps(x)
+
     @torch.no_grad()
     def decode(self, x: Tensor, *, batch_size: int = 64) -> Tensor:
         """Sample the images of points of the level by DDIM at η = 0.

@@ -9,6 +9,7 @@
 | do attributes separate? | `separability` | `support_vectors`; `attributes` ← `attribute_{config,labels,training}` |
 | what does the truth say? | `truth`, `tangent` | `factor_paths`, `subspaces` |
 | does an edit do what it should? | `editing`, `inversion` | `effects`, `smoothness` |
+| which way from one image to another? | `interpolation` | |
 | all of them, of one model | `evaluation` | `suite` lists them; `record` is what is left behind |
 
 Common to all: `generator` (latents by number, the sampler as a map), `measurement` (a number with its interval, and
@@ -35,6 +36,7 @@ _DRIVERS = {
     "path_smoothness": "smoothness",
     "direction_effects": "editing",
     "inversion_error": "inversion",
+    "interpolation_quality": "interpolation",
     "compare": "measurement",
     "Measurement": "measurement",
     "evaluate": "evaluation",

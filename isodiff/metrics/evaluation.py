@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from diffusers import DDPMPipeline
 
     from isodiff.metrics.measurement import Measurement
-    from isodiff.sizes import EvaluationSettings
+    from isodiff.sizes_evaluation import EvaluationSettings
 
 # Real images come from another part of an endless data set than the images a model was trained on.
 _REAL_SEED = 2**20
@@ -146,12 +146,8 @@ class Evaluation:
         return self.store.chunks(compute, count, size=self.settings.batch_size, **key)["images"]
 
     def real_images(self, count: int) -> torch.Tensor:
-        """Return real images in [−1, 1], (count, C, R, R): a fixed random choice, of which a smaller one is a part."""
-        real = open_dataset(self.dataset, self.unet.config.sample_size, seed=_REAL_SEED + self.seed)
-        if count > len(real):
-            raise ValueError(f"{self.dataset} has {len(real):,} images and {count:,} are asked for; ask for fewer")
-        chosen = np.random.default_rng([_REAL_SEED, self.seed]).permutation(len(real))[:count]
-        return torch.stack(list(real.__getitems__(chosen.tolist())))
+        """Return the first of this evaluation's real images, see `real_images`."""
+        return real_images(self.dataset, self.unet.config.sample_size, count, seed=self.seed)
 
     @cached_property
     def attributes(self) -> AttributeClassifier:
@@ -166,3 +162,25 @@ class Evaluation:
         real = to_uint8(self.real_images(count)).numpy()
         generated = self.samples(count, self.settings.fid_steps)
         return tuple(extract_features(images, extractor, store=self.shared) for images in (real, generated))
+
+
+def real_images(dataset: str, resolution: int, count: int, *, seed: int = 0) -> torch.Tensor:
+    """Return the real images that an evaluation compares with.
+
+    Args:
+        dataset: As in `evaluate`.
+        resolution: Side in pixels.
+        count: How many.
+        seed: Of the evaluation.
+
+    Returns:
+        (count, C, R, R) in [−1, 1]: a fixed random choice, of which a smaller one is a part.
+
+    Raises:
+        ValueError: If the data set has fewer.
+    """
+    real = open_dataset(dataset, resolution, seed=_REAL_SEED + seed)
+    if count > len(real):
+        raise ValueError(f"{dataset} has {len(real):,} images and {count:,} are asked for; ask for fewer")
+    chosen = np.random.default_rng([_REAL_SEED, seed]).permutation(len(real))[:count]
+    return torch.stack(list(real.__getitems__(chosen.tolist())))

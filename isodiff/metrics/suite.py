@@ -244,5 +244,7 @@ SUITE: dict[str, Family] = {
     "lerp": Family(suite_editing.straight_walks, _lacks_truth),
     "directions": Family(suite_editing.directions, _lacks_truth),
     "inversion": Family(suite_editing.inversion, _wrong_channels),
+    "interpolation": Family(suite_editing.interpolation, _wrong_channels),
+    "levels": Family(suite_editing.noise_levels, _wrong_channels),
 }
 """The metrics of `isodiff evaluate`, by the name to ask for them; several may come of one name."""

@@ -24,14 +24,16 @@ def grouped_points(
     ax: Axes,
     *,
     ylabel: str,
+    xlabel: str = "protocol",
     lines: Mapping[str, float] | None = None,
 ) -> Axes:
-    """Draw values with intervals side by side, one group a protocol and one colour a model.
+    """Draw values with intervals side by side, one colour a model.
 
     Args:
         groups: For each group, for each model, the value and its interval or None.
         ax: Where to draw.
         ylabel: The quantity.
+        xlabel: What the groups are.
         lines: Levels to draw dashed, by name.
 
     Returns:
@@ -52,7 +54,7 @@ def grouped_points(
     for style, (name, level) in zip(("--", ":", "-."), (lines or {}).items(), strict=False):
         ax.axhline(level, **{**THEORY, "linestyle": style}, label=name)
     ax.set_xticks(range(len(groups)), list(groups))
-    ax.set(xlim=(-0.6, len(groups) - 0.4), xlabel="protocol", ylabel=ylabel)
+    ax.set(xlim=(-0.6, len(groups) - 0.4), xlabel=xlabel, ylabel=ylabel)
     ax.grid(axis="x", visible=False)
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, columnspacing=1, handletextpad=0.5)
     return ax

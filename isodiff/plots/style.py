@@ -23,6 +23,10 @@ COLOURS = MappingProxyType(
         "stereographic": "#009e73",
         "lerp": "#56b4e9",
         "slerp": "#332288",
+        "tangential": "#aa3344",
+        "density": "#999933",
+        "norm_aware": "#99ddcc",
+        "noise_diffusion": "#eecc66",
         "theory": "#000000",
     }
 )

@@ -48,6 +48,8 @@ def test_the_score_of_gaussian_data_is_exact(kind: str, spacing: str, share: flo
     unet, x = _Gaussian(scheduler), points()
     level = NoiseLevel(unet, scheduler, share=share, num_steps=20)
     torch.testing.assert_close(level.score(x), -x / unet.variance(level.t, x), rtol=1e-5, atol=0)
+    clean = level.alpha * unet.scale**2 / unet.variance(level.t, x) * x  # E[x₀ | x_t] of Gaussian data
+    torch.testing.assert_close(level.filtered(x), level.alpha * clean, rtol=1e-5, atol=1e-6)
     assert level.t <= share * 1000 - 1 < level.t + 50
     assert level.alpha**2 + level.sigma**2 == pytest.approx(1, abs=1e-6)
 

@@ -45,6 +45,13 @@ TINY = {
     "num_inverted": 2,
     "inversion_steps": [2, 4],
     "refinements": [0, 1],
+    "num_interpolated": 2,
+    "num_geodesics": 2,
+    "path_methods": ["lerp", "tangential"],
+    "path_segments": 4,
+    "swept_shares": [1.0],
+    "swept_methods": ["slerp"],
+    "num_swept": 2,
 }
 CHEAP = ["mrtl", "mcn", "vor", "isotropy"]
 
@@ -66,6 +73,7 @@ def test_every_metric_of_a_model_of_faces(tmp_path: Path) -> None:
     expected |= {"factor_excess", "manifold_distance", "encoder_alignment", "step_jerkiness_lerp", "step_mean_slerp"}
     expected |= {"factor_excess_lerp", "target_share", "monotone_share", "inversion_mse_s4_r1", "inversion_lpips_s2_r0"}
     assert expected | {"inversion_mse_s2_r1_clipped", "latent_norm_ratio_s4_r0"} <= record.measurements.keys()
+    assert {"path_length_lerp", "path_excess_tangential", "path_distance_slerp_tau100"} <= record.measurements.keys()
     assert record.measurements["step_mean_slerp"].protocol["num_steps"] == TINY["fid_steps"]
     for name, measured in record.measurements.items():
         assert measured.seed == 0, name

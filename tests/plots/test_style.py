@@ -28,7 +28,7 @@ VISION = {
 SEEN_TOGETHER = [
     ("base", "control", "isometric", "theory"),
     ("euclidean", "chart_identity", "stereographic", "theory"),
-    ("lerp", "slerp", "theory"),
+    ("lerp", "slerp", "tangential", "density", "norm_aware", "noise_diffusion", "theory"),
 ]
 
 
