@@ -111,12 +111,19 @@ def _train(
 ) -> int:
     from accelerate import Accelerator
 
+    from isodiff.diffusion.finetune import TrainingInterrupted
     from isodiff.diffusion.training import command_line, train
     from isodiff.parameters import resolve_device
 
     device = resolve_device(options.device)
     accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=device.type == "cpu")
     facts = {"command": command_line(sys.argv[1:]), "dataset": options.dataset, **facts}
-    train(pipeline, images, config, options.output, provenance=facts, accelerator=accelerator)
-    print(f"{options.output}: done; load it with diffusers.DDPMPipeline.from_pretrained({options.output!r})")
+    try:
+        train(pipeline, images, config, options.output, provenance=facts, accelerator=accelerator)
+    except TrainingInterrupted as interruption:
+        if accelerator.is_main_process:
+            print(f"isodiff: {interruption}", file=sys.stderr)
+        return 128 + interruption.signal
+    if accelerator.is_main_process:
+        print(f"{options.output}: done; load it with diffusers.DDPMPipeline.from_pretrained({options.output!r})")
     return 0

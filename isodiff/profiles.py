@@ -14,9 +14,11 @@ from isodiff.parameters import check_seed, check_sizes, listing, parse_overrides
 from isodiff.sizes import (
     EditingSettings,
     FinetuningSettings,
+    GeodesicSettings,
     MetricsSettings,
     Settings,
     SphereSettings,
+    TangentialSettings,
     ToySettings,
     TraceSettings,
     TraversalSettings,
@@ -120,6 +122,30 @@ PROFILES: dict[str, dict[str, Settings]] = {
             injection_steps=100,
             film_frames=65,
         ),
+    },
+    "08_tangential_geodesics": {
+        "cpu": TangentialSettings(
+            num_points=200,
+            num_faces=2,
+            face_times=(20, 50, 100, 200, 400),
+            num_segments=160,
+            trap_segments=128,
+            num_samples=1_000,
+            num_pairs=12,
+        ),
+        "gpu": TangentialSettings(
+            num_points=2_000,
+            num_faces=16,
+            face_times=(10, 20, 50, 100, 200, 400, 600),
+            num_segments=256,
+            trap_segments=160,
+            num_samples=5_000,
+            num_pairs=200,
+        ),
+    },
+    "09_geodesics_of_images": {
+        "cpu": GeodesicSettings(num_pairs=2),
+        "gpu": GeodesicSettings(num_pairs=32),
     },
 }
 

@@ -242,7 +242,7 @@ class TangentialSettings(Settings):
         face_times: Diffusion steps t of the noisy faces, ascending.
         num_values: Leading singular values of I − Ĵ at each, more than the ten factors of a face.
         num_segments: Segments of the geodesics that are compared.
-        trap_segments: Segments of those that are meant to fail.
+        trap_segments: Segments of those across the gap of the C-shape, of which some are meant to fail.
         quadrature_segments: Numbers of segments at which the quadratures are compared, ascending.
         num_samples: Noisy samples that a graph path walks over.
         num_pairs: Pairs of points on each manifold, at least 2.
@@ -253,7 +253,7 @@ class TangentialSettings(Settings):
     face_times: tuple[int, ...]
     num_values: int = 24
     num_segments: int
-    trap_segments: int = 32
+    trap_segments: int
     quadrature_segments: tuple[int, ...] = (5, 10, 20, 40, 80)
     num_samples: int
     num_pairs: int

@@ -23,6 +23,8 @@ NAMES = [
     "05_metrics",
     "06_traversal",
     "07_editing_and_inversion",
+    "08_tangential_geodesics",
+    "09_geodesics_of_images",
 ]
 
 

@@ -12,7 +12,9 @@ class FinetuneConfig:
 
     Attributes:
         num_steps: optimiser steps.
-        batch_size: images a step, over all processes.
+        batch_size: images a step, over all processes and passes.
+        gradient_accumulation_steps: passes into which each process cuts its share of a step's batch, one after the
+            other in the memory of one. Batch, loss and gradient stay the same, to rounding.
         learning_rate: of Adam.
         lr_scheduler: "constant" or "cosine", after the warm-up.
         warmup_steps: of linear warm-up of the learning rate.
@@ -34,6 +36,7 @@ class FinetuneConfig:
 
     num_steps: int = 1000
     batch_size: int = 32
+    gradient_accumulation_steps: int = 1
     learning_rate: float = 1e-4
     lr_scheduler: str = "constant"
     warmup_steps: int = 0
@@ -55,6 +58,7 @@ class FinetuneConfig:
         at_least = {
             "num_steps": 1,
             "batch_size": 1,
+            "gradient_accumulation_steps": 1,
             "num_probes": 1,
             "checkpoint_every": 1,
             "warmup_steps": 0,

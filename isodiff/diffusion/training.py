@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shlex
-from dataclasses import asdict
+import signal
+import threading
+from contextlib import contextmanager
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from accelerate import Accelerator
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
+from isodiff.diffusion.checkpoint import checkpoint_files
 from isodiff.diffusion.finetune import FinetuneConfig, TrainingState, finetune
 from isodiff.diffusion.pretrained import load_pipeline, save_pipeline
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from collections.abc import Callable, Iterator
+
     from diffusers import DDPMPipeline
     from torch.utils.data import Dataset
 
@@ -37,14 +45,16 @@ def train(
 
     The directory becomes an ordinary diffusers pipeline with the averaged weights, and beside it `training.json`:
     settings, provenance, versions and loss curves. Interrupted and called again, it goes on from the last checkpoint;
-    called once more when done, it loads the result.
+    called once more when done, it loads the result. SIGTERM and SIGINT end the run after the step, with a checkpoint;
+    the second of them at once. Of several processes, the main one writes.
 
     Args:
         pipeline: the starting point; trained in place.
         images: the dataset.
         config: the settings of `finetune`.
         output: the directory.
-        provenance: facts to record, for example the command, the dataset and the base.
+        provenance: facts to record, for example the command, the dataset and the base; all but the command must be the
+            same when the run goes on.
         accelerator: passed on to `finetune`.
 
     Returns:
@@ -52,42 +62,59 @@ def train(
 
     Raises:
         ValueError: the directory holds a model trained with other settings or from other data.
+        OSError: the disk is full, or cannot be written for another reason; checkpoints written before are whole.
+        TrainingInterrupted: a signal came; the checkpoint is written.
     """
     output, provenance = Path(output), provenance or {}
+    accelerator = accelerator or Accelerator(mixed_precision=config.mixed_precision)
     record_file, checkpoint, log = output / RECORD, output / "checkpoint.safetensors", output / "steps.jsonl"
+    main = accelerator.is_main_process
+    lasting = {name: fact for name, fact in provenance.items() if name != "command"}
     if record_file.exists():
-        _require_same(json.loads(record_file.read_text()), config, provenance, output)
+        _require_same(json.loads(record_file.read_text()), config, lasting, output)
+        if main:
+            _discard(checkpoint, log)  # a kill may have come between the record and this
         return load_pipeline(output)
-    output.mkdir(parents=True, exist_ok=True)
-    done = _read_log(log)
 
-    steps = finetune(pipeline, images, config, checkpoint=checkpoint, accelerator=accelerator)
+    done = _read_log(log)
     with (
-        tqdm(total=config.num_steps, desc=output.name, unit="step", mininterval=1.0) as bar,
-        log.open("a", buffering=1) as file,
+        _signals() as received,
+        _append_to(log, enabled=main) as append,
+        tqdm(total=config.num_steps, desc=output.name, unit="step", mininterval=1.0, disable=not main) as bar,
     ):
+        steps = finetune(
+            pipeline,
+            images,
+            config,
+            checkpoint=checkpoint,
+            accelerator=accelerator,
+            provenance=lasting,
+            stop=received,
+        )
         for state in steps:
             if bar.n == 0 and state.step > 1:
                 bar.update(state.step - 1)
-            file.write(json.dumps(asdict(state)) + "\n")
+            append(state, flush=state.step % config.checkpoint_every == 0)
             done[state.step] = state
             bar.update()
             if state.step % 20 == 0:
                 bar.set_postfix(_recent(done, state.step), refresh=False)
-    save_pipeline(pipeline, output)
-    record = {
-        "config": asdict(config),
-        **provenance,
-        "versions": {name: version(name) for name in ("isodiff", "torch", "diffusers", "accelerate")},
-        "python": platform.python_version(),
-        "parameters": sum(p.numel() for p in pipeline.unet.parameters()),
-        "curves": _curves([done[step] for step in sorted(done)]),
-    }
-    partial = output / f".{RECORD}.partial"
-    partial.write_text(json.dumps(record, indent=1) + "\n")
-    partial.replace(record_file)
-    checkpoint.unlink(missing_ok=True)
-    log.unlink(missing_ok=True)
+    if main:
+        record = {
+            "config": asdict(config),
+            **provenance,
+            "versions": {name: version(name) for name in ("isodiff", "torch", "diffusers", "accelerate")},
+            "python": platform.python_version(),
+            "parameters": sum(p.numel() for p in pipeline.unet.parameters()),
+            "curves": _curves([done[step] for step in sorted(done)]),
+        }
+        partial = output / f".{RECORD}.partial"
+        with _explained(output):
+            save_pipeline(pipeline, output)
+            partial.write_text(json.dumps(record, indent=1) + "\n")
+            partial.replace(record_file)
+        _discard(checkpoint, log)
+    accelerator.wait_for_everyone()
     return pipeline
 
 
@@ -96,13 +123,72 @@ def command_line(arguments: list[str]) -> str:
     return shlex.join(["isodiff", *arguments])
 
 
+@contextmanager
+def _signals() -> Iterator[Callable[[], int]]:
+    """Yield a function that tells the number of the first SIGTERM or SIGINT, 0 before; the second acts as ever."""
+    received: list[int] = []
+    before = {}
+
+    def note(number: int, _frame: object) -> None:
+        received.append(number)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    if threading.current_thread() is threading.main_thread():  # Python lets no other thread handle signals
+        before = {number: signal.signal(number, note) or signal.SIG_DFL for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: received[0] if received else 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Say in one line what could not be written and what there still is."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"{path} could not be written ({error}); the checkpoints written before are whole. "
+            "Make room and run the same command again to go on"
+        ) from error
+
+
+@contextmanager
+def _append_to(log: Path, *, enabled: bool) -> Iterator[Callable[..., None]]:
+    """Yield a function that logs a step, and waits until the log is on disk where it is told to."""
+    if not enabled:
+        yield lambda _state, **_options: None
+        return
+    with _explained(log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        file = log.open("ab", buffering=0)  # with a buffer, a full disk would fail once more on closing
+    with file:
+
+        def append(state: TrainingState, *, flush: bool) -> None:
+            line = f"\n{json.dumps(asdict(state))}".encode()  # so that it does not join a line that a kill cut short
+            with _explained(log):
+                if file.write(line) < len(line):
+                    raise OSError("the line was cut short")
+                if flush:
+                    os.fsync(file.fileno())
+
+        yield append
+
+
+def _discard(checkpoint: Path, log: Path) -> None:
+    for file in (*checkpoint_files(checkpoint), log):
+        file.unlink(missing_ok=True)
+
+
 def _read_log(log: Path) -> dict[int, TrainingState]:
     """Steps logged so far, by number; a step run again after an interruption replaces its first run."""
     states = {}
-    for line in log.read_text().splitlines() if log.exists() else []:
+    for line in log.read_text(errors="replace").splitlines() if log.is_file() else []:
         try:
             state = TrainingState(**json.loads(line))
-        except json.JSONDecodeError:  # the line that a kill cut short
+        except json.JSONDecodeError:  # a line that a kill cut short, or the empty first one
             continue
         states[state.step] = state
     return states
@@ -134,8 +220,10 @@ def _curves(states: list[TrainingState]) -> dict[str, list[float | None]]:
 
 
 def _require_same(record: dict, config: FinetuneConfig, provenance: dict[str, str], output: Path) -> None:
-    wanted = asdict(config) | {k: v for k, v in provenance.items() if k != "command"}
-    found = record["config"] | {k: v for k, v in record.items() if k in provenance}
+    wanted = asdict(config) | provenance
+    # A setting newer than the record had its default: none changes what a run does unless it is given.
+    defaults = {field.name: field.default for field in fields(config)}
+    found = defaults | record["config"] | {k: v for k, v in record.items() if k in provenance}
     differ = [
         f"{name} = {found.get(name)!r} there, {value!r} now"
         for name, value in wanted.items()

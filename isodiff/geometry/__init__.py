@@ -1,6 +1,13 @@
 """Mathematics on tensors and callables: the sphere, Jacobians without matrices, traces, the isometry loss."""
 
-from isodiff.geometry.isometry import exact_isometry_loss, exact_traces, isometry_loss, isotropy, trace_samples
+from isodiff.geometry.isometry import (
+    exact_isometry_loss,
+    exact_traces,
+    isometry_loss,
+    isometry_loss_share,
+    isotropy,
+    trace_samples,
+)
 from isodiff.geometry.jacobian import jvp, pullback_vp, singular_values, singular_vectors, vjp
 from isodiff.geometry.sphere import (
     conformal_factor,
@@ -22,6 +29,7 @@ __all__ = [
     "hutchinson",
     "inverse_stereographic",
     "isometry_loss",
+    "isometry_loss_share",
     "isotropy",
     "jvp",
     "lerp",

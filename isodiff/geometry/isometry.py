@@ -83,6 +83,7 @@ def trace_samples(
     metric: Metric = "stereographic",
     num_probes: int = 1,
     generator: torch.Generator | None = None,
+    probes: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw Hutchinson samples of ``Tr R`` and ``Tr R²`` at every row: what `isometry_loss` averages.
 
@@ -92,20 +93,29 @@ def trace_samples(
         metric: As in `isometry_loss`.
         num_probes: As in `isometry_loss`.
         generator: As in `isometry_loss`.
+        probes: Standard normal directions in ℝⁿ, (K, B, *S), in place of K = ``num_probes`` drawn from ``generator``:
+            the rows' own where ``x`` is part of a batch whose probes are drawn together.
 
     Returns:
         Samples of the two traces, (B, K) each, differentiable in the parameters of ``f``.
 
     Raises:
-        ValueError: If the metric is unknown, ``num_probes < 1``, ``x`` does not fit, or a probe is parallel to it.
+        ValueError: If the metric is unknown, ``num_probes < 1``, ``x`` or ``probes`` do not fit, or a probe is parallel
+            to ``x``.
     """
     if num_probes < 1:
         raise ValueError(f"num_probes must be at least 1, got {num_probes}")
+    if probes is not None and (probes.shape[1:] != x.shape or len(probes) < 1):
+        raise ValueError(f"probes must have shape (K, {', '.join(map(str, x.shape))}), got {tuple(probes.shape)}")
     at_x, project, factor = _prepare(f, x, metric)
+    dtype, device = at_x.x.dtype, x.device
+    if probes is None:
+        draws = (sample_probes(x.shape, generator=generator, dtype=dtype, device=device) for _ in range(num_probes))
+    else:
+        draws = (probe.to(device, dtype) for probe in probes)
     first, second = [], []
     with torch.autocast(x.device.type, enabled=False):
-        for _ in range(num_probes):
-            probe = sample_probes(x.shape, generator=generator, dtype=at_x.x.dtype, device=x.device)
+        for probe in draws:
             tangent = project(probe)
             if (_row_square(tangent) <= _PARALLEL**2 * _row_square(probe)).any():
                 raise ValueError(
@@ -116,6 +126,34 @@ def trace_samples(
             first.append(factor * _row_square(pushed))
             second.append(factor**2 * _row_square(pulled))
         return torch.stack(first, 1), torch.stack(second, 1)
+
+
+def isometry_loss_share(first: Tensor, second: Tensor, mean_first: Tensor, mean_second: Tensor) -> Tensor:
+    """Return one part's share of `isometry_loss`, for a batch cut into equal parts over processes or passes.
+
+    The loss of the whole batch is ``N / D²``, with ``D`` and ``N`` the means of all samples; the parts' own ratios do
+    not average to it. Its expansion to first order in the part's means ``Dᵢ``, ``Nᵢ`` about ``D`` and ``N`` does:
+
+        shareᵢ = (Nᵢ + 2 N (1 − Dᵢ / D)) / D².
+
+    With ``D`` and ``N`` held constant, the mean over the parts of the shares is the loss, and that of their gradients,
+    ``dN / D² − 2 N dD / D³``, is its gradient; nothing is lost to the expansion.
+
+    Args:
+        first: Samples of ``Tr R`` in this part, of any shape: the first result of `trace_samples`.
+        second: Samples of ``Tr R²`` in this part: the second result.
+        mean_first: ``D``, the mean over all parts, a scalar; taken as a constant.
+        mean_second: ``N``, the mean over all parts, a scalar; taken as a constant.
+
+    Returns:
+        The share, a scalar, differentiable in the parameters through ``first`` and ``second``.
+
+    Note:
+        Unlike a ratio of this part alone, it keeps one scale ``c`` for every part (Eq. 6). For the loss of one part
+        that is the whole, value and gradient are those of the ``"ratio"`` estimator.
+    """
+    d, n = mean_first.detach(), mean_second.detach()
+    return (second.mean() + 2 * n * (1 - first.mean() / d)) / d.square()
 
 
 def exact_isometry_loss(f: Map, x: Tensor, *, metric: Metric = "stereographic") -> Tensor:

@@ -12,6 +12,7 @@ The formula is that of the authors' released code.
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import torch
@@ -109,7 +110,9 @@ def _planar_path(start: float, end: float, angle: float, n: int, num_nodes: int)
     def hessian(path: Tensor) -> Tensor:
         # of one step in its four coordinates, then summed into place: the whole is block-tridiagonal
         local = torch.func.vmap(torch.func.hessian(lambda step: energy(step.reshape(2, 2))))
-        blocks = local(torch.cat([path[:-1], path[1:]], 1))
+        with warnings.catch_warnings():  # torch scripts functions of its own at the first use, and deprecates scripting
+            warnings.simplefilter("ignore", FutureWarning)
+            blocks = local(torch.cat([path[:-1], path[1:]], 1))
         index = 2 * torch.arange(num_nodes)[:, None] + torch.arange(4)
         whole = torch.zeros(2 * num_nodes + 2, 2 * num_nodes + 2, dtype=path.dtype)
         whole.index_put_((index[:, :, None], index[:, None]), blocks, accumulate=True)

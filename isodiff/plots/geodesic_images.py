@@ -31,7 +31,7 @@ def length_and_detail(points: Mapping[str, tuple[ArrayLike, ArrayLike]], ax: Axe
         ax.plot(detail, length, "o", color=colour, ms=3, alpha=0.3, mew=0)
         ax.plot(np.mean(detail), np.mean(length), "o", color=colour, ms=10, mec="white", label=name.replace("_", " "))
     ax.axvline(1, **THEORY)
-    ax.set(xlabel="detail of the images in between, ends = 1", ylabel="LPIPS length of the path")
+    ax.set(xlabel="detail of the images in between, ends = 1", ylabel="LPIPS length of the path", yscale="log")
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 

@@ -180,8 +180,9 @@ def test_bad_checkpoints_are_refused(pipeline: DDPMPipeline, images: FacesDatase
     other.unet = UNet2DModel(sample_size=8, block_out_channels=(8, 16), norm_num_groups=4, **blocks)
     with pytest.raises(ValueError, match="another architecture"):
         _run(other, images, CONFIG, checkpoint=file)
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="damaged"):
+    for one in (file, tmp_path / "c.previous"):
+        one.write_bytes(one.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"no checkpoint is good: .*damaged.*damaged"):
         _run(copy.deepcopy(pipeline), images, CONFIG, checkpoint=file)
 
 
@@ -201,6 +202,7 @@ def test_a_model_without_a_bottleneck_is_refused(pipeline: DDPMPipeline, images:
     [
         ("num_steps", 0, "at least 1; got 0"),
         ("batch_size", -2, "at least 1; got -2"),
+        ("gradient_accumulation_steps", 0, "at least 1; got 0"),
         ("learning_rate", 0.0, "positive and finite; got 0.0"),
         ("learning_rate", float("nan"), "got nan"),
         ("lambda_iso", -1e-4, "at least 0 and finite; got -0.0001"),

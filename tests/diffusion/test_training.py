@@ -98,7 +98,7 @@ def test_a_finished_run_is_not_repeated_or_overwritten(base: Path, capsys: pytes
 
 
 def test_a_killed_command_resumes_to_the_same_weights(tmp_path: Path) -> None:
-    options = ["--num-steps", "30", "--seed", "7"]
+    options = ["--num-steps", "20", "--seed", "7", "--resolution", "8"]
     command = [sys.executable, "-m", "isodiff", *_pretrain(tmp_path / "killed", *options)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 120
