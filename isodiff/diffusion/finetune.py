@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from diffusers import DDPMPipeline, SchedulerMixin, UNet2DModel
+
 _REMEDY = "Lower learning_rate or lambda_iso, or use mixed_precision 'bf16' or 'no'"
 
 

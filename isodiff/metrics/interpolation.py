@@ -45,9 +45,9 @@ class Paths:
 
     Attributes:
         nodes: (B, N+1, *S).
-        converged: (B,) booleans, all true for a closed form.
+        converged: (B,) booleans, all true for a method without a test of convergence, such as a closed form.
         reason: Per pair, why it is not; empty if it is.
-        iterations: (B,), 0 for a closed form.
+        iterations: (B,), 0 for such a method.
     """
 
     nodes: Tensor
@@ -57,7 +57,7 @@ class Paths:
 
     @classmethod
     def closed(cls, nodes: Tensor) -> Paths:
-        """Return the paths of a method that has nothing to converge."""
+        """Return the paths of a method that has no test of convergence."""
         rows = len(nodes)
         return cls(nodes, torch.ones(rows, dtype=torch.bool), [""] * rows, torch.zeros(rows, dtype=torch.long))
 
@@ -196,7 +196,7 @@ def interpolation_quality(
           ``straightness`` of their factors.
         - ``relative_energy``: tangential energy of the path, ρ = 10⁻³, over the lower bound ½‖ŝ(b) − ŝ(a)‖².
         - ``seconds`` to draw the path (not to invert or to sample), on the machine of the record.
-        - ``converged``: share; details: the reasons and the iterations.
+        - ``converged``: share, 1 for a method without a test of convergence; details: the reasons and the iterations.
 
     Raises:
         ValueError: If images or sizes do not fit, or the method is unknown.
