@@ -8,13 +8,17 @@ does the work and returns an exit status. Heavy modules are imported when a comm
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from datetime import timedelta
+from typing import Any, NoReturn
 
 from isodiff import __version__
 from isodiff.cli_attributes import add_train_attributes
+from isodiff.cli_autoencoder import add_train_autoencoder
 from isodiff.cli_evaluate import add_compare, add_evaluate
+from isodiff.cli_sample import add_sample
 from isodiff.cli_train import add_finetune, add_pretrain
 from isodiff.parameters import key_value
 
@@ -35,18 +39,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options)
     except KeyboardInterrupt:
-        print("isodiff: interrupted", file=sys.stderr)
+        _complain("interrupted")
         return 130
     except EXPECTED_ERRORS as error:
         if options.debug:
             raise
-        print(f"isodiff: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        _complain(" ".join(str(error).split()) or type(error).__name__)
         return 2
+
+
+def _complain(message: str) -> None:
+    """Print one line; of several processes only the first that fails speaks, as the others fail of the same."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or _is_first_to_fail():
+        print(f"isodiff: {message}", file=sys.stderr)
+
+
+def _is_first_to_fail() -> bool:
+    """Count the failures at the launcher's own store, which is there before and after the processes are."""
+    from torch.distributed import TCPStore
+
+    counter = f"isodiff/failures/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    try:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=5))
+        return store.add(counter, 1) == 1
+    except (KeyError, ValueError, RuntimeError):  # started without such a store: rather said twice than not at all
+        return True
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that says in one line what it does not accept, and where to read what it does."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the program."""
+        _complain(f"{message}; see {self.prog} --help")
+        self.exit(2)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser with every command of ``COMMANDS``."""
-    parser = argparse.ArgumentParser(prog="isodiff", description="The isodiff course, from the command line.")
+    parser = Parser(prog="isodiff", description="The isodiff course, from the command line.")
     parser.add_argument("--version", action="version", version=f"isodiff {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -119,8 +151,10 @@ def _fetch_weights(options: argparse.Namespace) -> int:
 
 COMMANDS: list[Callable[[argparse._SubParsersAction], None]] = [
     add_run,
+    add_train_autoencoder,
     add_pretrain,
     add_finetune,
+    add_sample,
     add_evaluate,
     add_compare,
     add_train_attributes,

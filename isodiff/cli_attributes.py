@@ -28,7 +28,7 @@ def add_train_attributes(subparsers: argparse._SubParsersAction) -> None:
         description="Train a torchvision network to tell the attributes of labelled images, into a directory, and "
         "print its accuracies on images held out. Run again, it resumes.",
     )
-    parser.add_argument("--dataset", required=True, help="faces, folder:PATH or hub:NAME")
+    parser.add_argument("--dataset", required=True, help="faces, folder:PATH, hub:NAME, or one such as celebahq")
     parser.add_argument(
         "--labels",
         required=True,

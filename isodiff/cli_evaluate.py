@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from isodiff.parameters import key_value
-from isodiff.paths import repository_root
+from isodiff.parameters import key_value, resolve_device
+from isodiff.paths import repository_root, require_folder
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+_PATIENCE = timedelta(days=1)  # for the slowest process, with a piece of work that only one of them does
 
 
 def add_evaluate(subparsers: argparse._SubParsersAction) -> None:
@@ -16,18 +24,21 @@ def add_evaluate(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "evaluate",
         help="measure checkpoints on every metric, with intervals",
-        description="Measure diffusers DDPMs; write one JSON record each and print them side by side, later ones also "
-        "as the paired difference from the first. Interrupted, it goes on when it is given again.",
+        description="Measure diffusion models; write one JSON record each and print them side by side, later ones also "
+        "as the paired difference from the first. Interrupted, it goes on when it is given again. Started by "
+        "accelerate launch on several processes, each with a device of its own, it shares the work among them.",
     )
     parser.add_argument(
-        "models", nargs="+", metavar="CHECKPOINT", help="a DDPM directory, or a shipped one such as faces32/base"
+        "models",
+        nargs="+",
+        metavar="CHECKPOINT",
+        help="a diffusers directory, a shipped model such as faces32/base, a published one, or hub:OWNER/NAME",
     )
+    parser.add_argument("--prompt", help="held fixed; of Stable Diffusion models only")
     parser.add_argument(
         "--metrics", metavar="NAME[,NAME…]", help="fid, kid, ppl, …; default: all that apply to the model"
     )
-    parser.add_argument(
-        "--dataset", default="faces", help="real images: faces (default), digits, folder:PATH, hub:NAME"
-    )
+    parser.add_argument("--dataset", default="faces", help="real images: faces (default), or as for finetune")
     parser.add_argument(
         "--attributes",
         default="auto",
@@ -72,27 +83,51 @@ def _evaluate(options: argparse.Namespace) -> int:
     paths = [output / f"{_record_name(model)}.json" for model in options.models]
     if len(set(paths)) < len(paths):
         raise ValueError(f"two checkpoints would write the same record; give each a name of its own: {options.models}")
+    require_folder(output)
+    processes, device = _join(options.device)
     records = []
     for model, path in zip(options.models, paths, strict=True):
         record = evaluate(
             model,
-            options.metrics.split(",") if options.metrics else None,
+            None if options.metrics is None else options.metrics.split(","),
             dataset=options.dataset,
+            prompt=options.prompt,
             attributes=None if options.attributes == "none" else options.attributes,
             profile=options.profile,
             seed=options.seed,
-            device=options.device,
+            device=device,
             overrides=json.dumps(dict(options.sizes)),
             cache=options.cache or repository_root() / "runs" / "cache",
-            progress=not options.no_progress,
+            progress=processes.is_main_process and not options.no_progress,
+            processes=processes,
         )
-        record.save(path)
-        for name, reason in record.left_out.items():
-            print(f"{model}: {name} left out: {reason}", file=sys.stderr)
         records.append(record)
-    print(comparison_table(records))
-    print("\n" + "\n".join(f"record: {path}" for path in paths))
+        if processes.is_main_process:
+            record.save(path)
+            for name, reason in record.left_out.items():
+                print(f"{model}: {name} left out: {reason}", file=sys.stderr)
+    if processes.is_main_process:
+        print(comparison_table(records))
+        print("\n" + "\n".join(f"record: {path}" for path in paths))
     return 0
+
+
+def _join(device: str) -> tuple[PartialState, str]:
+    """Join the processes that a launcher started, if it did, and return the device of this one."""
+    import torch
+    from accelerate import PartialState
+
+    chosen, here = resolve_device(device), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if chosen.type == "cuda" and here > 1:
+        if chosen.index is not None:
+            raise ValueError(f"device is {device!r} for {here} processes; give 'cuda', and each takes its own")
+        if here > torch.cuda.device_count():
+            raise ValueError(
+                f"{here} processes need a CUDA device each, but this machine has {torch.cuda.device_count()}; "
+                "start as many"
+            )
+    processes = PartialState(cpu=chosen.type == "cpu", timeout=_PATIENCE)
+    return processes, str(processes.device) if processes.num_processes > 1 else device
 
 
 def _record_name(model: str) -> str:

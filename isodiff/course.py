@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from isodiff import profiles
 from isodiff.course_index import Failure, Outcome, index_page
 from isodiff.parameters import listing, parse_overrides
-from isodiff.paths import repository_root
+from isodiff.paths import repository_root, require_folder
 
 
 def run_notebooks(
@@ -57,6 +57,7 @@ def run_notebooks(
     Raises:
         FileNotFoundError: If there are no notebooks.
         ValueError: For an unknown notebook, profile or parameter, or a value of the wrong type.
+        OSError: If the output cannot be written.
     """
     folder = Path(folder) if folder else repository_root() / "notebooks"
     chosen = select(names, course_notebooks(folder))
@@ -66,6 +67,7 @@ def run_notebooks(
     changes = {path: check_parameters(path, profile, given) for path in chosen}
 
     output = Path(output) if output else repository_root() / "runs" / profile
+    require_folder(output)
     output.mkdir(parents=True, exist_ok=True)
     outcomes = []
     with kernel_of_this_interpreter(), tqdm(chosen, unit="notebook", disable=len(chosen) < 2) as bar:
@@ -203,10 +205,15 @@ def report(outcomes: list[Outcome], index: Path) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that it is at every moment either the old one or the new one."""
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as stream:
-        stream.write(text)
-    Path(stream.name).chmod(0o644)
-    Path(stream.name).replace(path)
+    stream = tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False)  # noqa: SIM115
+    try:
+        with stream:
+            stream.write(text)
+        Path(stream.name).chmod(0o644)
+        Path(stream.name).replace(path)
+    except OSError as error:
+        Path(stream.name).unlink()
+        raise OSError(f"{path} could not be written ({error}); make room there or choose another output") from error
 
 
 @contextmanager

@@ -25,6 +25,20 @@ def repository_root() -> Path:
     return root.resolve()
 
 
+def require_folder(path: Path) -> None:
+    """Refuse a folder for output that cannot be made or written, before any work is done for it.
+
+    Raises:
+        NotADirectoryError: If the path, or one above it, is a file.
+        PermissionError: If the folder, or the first above it that exists, cannot be written.
+    """
+    place = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not place.is_dir():
+        raise NotADirectoryError(f"{place} is a file; give a directory for the output, or the name of a new one")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(f"{place} cannot be written; give another directory for the output")
+
+
 def data_directory() -> Path:
     """Return the folder of shipped checkpoints, records and small data."""
     return repository_root() / "data"

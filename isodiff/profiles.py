@@ -24,6 +24,7 @@ from isodiff.sizes import (
     TraversalSettings,
 )
 from isodiff.sizes_evaluation import EvaluationSettings
+from isodiff.sizes_real_models import RealModelSettings
 
 # notebook name → profile name → sizes
 PROFILES: dict[str, dict[str, Settings]] = {
@@ -146,6 +147,32 @@ PROFILES: dict[str, dict[str, Settings]] = {
     "09_geodesics_of_images": {
         "cpu": GeodesicSettings(num_pairs=2),
         "gpu": GeodesicSettings(num_pairs=32),
+    },
+    "10_real_models": {
+        "cpu": RealModelSettings(
+            use_hub=False,
+            dataset="faces",
+            num_shell_images=200,
+            num_live_steps=60,
+            batch_size=16,
+            lambda_iso=3e-3,
+            normalize=True,
+            metrics=("isotropy",),
+            measured='{"num_isotropy": 64, "spectrum_times": [600, 800]}',
+            num_processes=1,
+        ),
+        # the paper's: batch 32, learning rate and λ of 10⁻⁴, ten epochs of 14,342 images
+        "gpu": RealModelSettings(
+            use_hub=True,
+            dataset="celebahq",
+            num_shell_images=10_000,
+            num_live_steps=4_482,
+            batch_size=32,
+            lambda_iso=1e-4,
+            normalize=False,
+            metrics=("fid", "kid", "ppl", "mrtl", "mcn", "vor", "isotropy"),
+            num_processes=4,
+        ),
     },
 }
 

@@ -79,11 +79,16 @@ def test_bad_input_is_one_line(
 
 
 @pytest.mark.parametrize("arguments", [[], ["walk"], ["run", "-p", "n"], ["run", "--speed", "3"]])
-def test_unusable_command_lines_show_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_unusable_command_lines_are_one_line_that_points_to_the_help(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(arguments)
     assert stopped.value.code == 2
-    assert "usage: isodiff" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith("isodiff: ")
+    assert said.endswith(" --help\n")
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("arguments", [["--debug", "fetch-weights"], ["fetch-weights", "--debug"]])

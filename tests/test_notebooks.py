@@ -25,6 +25,7 @@ NAMES = [
     "07_editing_and_inversion",
     "08_tangential_geodesics",
     "09_geodesics_of_images",
+    "10_real_models",
 ]
 
 

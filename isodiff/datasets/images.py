@@ -1,4 +1,4 @@
-r"""Real images: scikit-learn's digits, folders and tar archives, and data sets of the Hugging Face hub.
+r"""Real images: what a data point is, however the images are stored, and scikit-learn's digits.
 
 A photograph becomes a data point in one fixed way: EXIF orientation applied, RGB, largest central square,
 antialiased Lanczos resize to R x R, bytes u in 0...255, and x = u / 127.5 - 1 in [-1, 1]. Files come in the
@@ -8,14 +8,11 @@ decode completely is skipped, counted and reported, never replaced.
 
 from __future__ import annotations
 
-import io
 import struct
-import tarfile
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from lzma import LZMAError
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +22,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 MEMORY_LIMIT = 4 * 2**30
-DAMAGED_ARCHIVE = (OSError, EOFError, zlib.error, tarfile.TarError, LZMAError)
 UNREADABLE = (
     OSError,
     EOFError,
@@ -135,113 +131,21 @@ def open_digits(resolution: int = 16) -> ImageDataset:
     return ImageDataset((ink * 255).round().to(torch.uint8), names, horizontal_flip=False)
 
 
-def open_folder(path: str | Path, resolution: int, *, memory_limit: int = MEMORY_LIMIT) -> ImageDataset:
-    """Open a directory (searched recursively) or a tar archive (plain, .gz, .bz2, .xz) of images.
-
-    Args:
-        path: Directory or archive; every format that Pillow reads, hidden files apart.
-        resolution: Side R of the images in pixels.
-        memory_limit: Bytes the N * 3 * R * R decoded pixels may take. Above it a directory is decoded at
-            every access (after one pass that finds the unreadable files); an archive is refused.
-
-    Returns:
-        Images in the order of their names, which are paths relative to ``path``.
-
-    Raises:
-        FileNotFoundError: If there is nothing at the path.
-        ValueError: If it is neither directory nor archive, holds no image or no readable one, is a damaged
-            archive, or an archive whose pixels exceed the memory limit.
-    """
-    path = Path(path).expanduser()
-    if not path.exists():
-        raise FileNotFoundError(f"no such folder or archive: {path}")
-    if path.is_file():
-        return _open_archive(path, resolution, memory_limit)
-    files = (file for file in path.rglob("*") if _is_image(file.name) and file.is_file())
-    names = sorted(file.relative_to(path).as_posix() for file in files)
-    return _gather(str(path), names, lambda i: Image.open(path / names[i]), resolution, memory_limit)
-
-
-def _open_archive(path: Path, resolution: int, memory_limit: int) -> ImageDataset:
-    try:
-        archive = tarfile.open(path)  # noqa: SIM115
-    except DAMAGED_ARCHIVE as error:
-        raise ValueError(
-            f"{path} is a file but no tar archive, or one cut short before its first entry; "
-            "give a directory, or a .tar, .tar.gz, .tar.bz2 or .tar.xz"
-        ) from error
-    with archive:
-        try:
-            members = [m for m in archive.getmembers() if m.isfile() and _is_image(Path(m.name).name)]
-        except DAMAGED_ARCHIVE as error:
-            raise ValueError(f"{path} is damaged or cut short ({error}); fetch it again") from error
-        members.sort(key=lambda member: member.name)
-        names = [member.name for member in members]
-        if 3 * resolution**2 * len(names) > memory_limit:
-            raise ValueError(
-                f"{len(names)} images of {resolution} x {resolution} pixels exceed "
-                f"memory_limit={memory_limit} bytes; extract {path} to a directory, or raise the limit"
-            )
-
-        def read(position: int) -> Image.Image:
-            return Image.open(io.BytesIO(archive.extractfile(members[position]).read()))
-
-        # A compressed archive is a stream: reading it in its own order decompresses it once, not N times.
-        stream = sorted(range(len(members)), key=lambda position: members[position].offset)
-        return _gather(str(path), names, read, resolution, memory_limit, order=stream)
-
-
-def open_hub(source: str, resolution: int, *, memory_limit: int = MEMORY_LIMIT) -> ImageDataset:
-    """Open a Hugging Face data set: its first column of type ``Image``.
-
-    Args:
-        source: ``NAME[@REVISION][#SPLIT]``, for example ``"cifar10"`` or ``"user/name@main#test"``; NAME
-            may also be a local directory that ``datasets.load_dataset`` opens. The split is ``train`` unless
-            told.
-        resolution: Side R of the images in pixels.
-        memory_limit: Bytes the decoded pixels may take; above it each image is decoded at every access.
-
-    Returns:
-        Images in the data set's own order, named by their zero-padded position.
-
-    Raises:
-        FileNotFoundError: If there is no such data set, as far as can be seen from here.
-        ConnectionError: If the hub cannot be reached.
-        ValueError: If there is no such split, no image column, or no readable image.
-    """
-    import datasets
-
-    location, _, split = source.partition("#")
-    name, _, revision = location.partition("@")
-    accepted = "accepted are NAME[@REVISION][#SPLIT] of a data set on the hub, or a local directory of one"
-    try:
-        table = datasets.load_dataset(name, revision=revision or None, split=split or "train")
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"no data set {name!r} was found ({error}); {accepted}") from error
-    except OSError as error:
-        raise ConnectionError(f"the hub could not be asked for {name!r} ({error}); {accepted}") from error
-    except ValueError as error:
-        raise ValueError(f"data set {source!r} does not open ({error}); {accepted}") from error
-    columns = [column for column, feature in table.features.items() if isinstance(feature, datasets.Image)]
-    if not columns:
-        raise ValueError(f"data set {source!r} has no column of type Image, only {dict(table.features)}")
-    encoded = table.select_columns(columns[:1]).cast_column(columns[0], datasets.Image(decode=False))
-
-    def read(position: int) -> Image.Image:
-        cell = encoded[position][columns[0]]
-        if cell is None:
-            raise ValueError("the cell is empty")
-        return Image.open(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"]))
-
-    names = [f"{i:08d}" for i in range(len(encoded))]
-    return _gather(f"hub:{source}", names, read, resolution, memory_limit)
-
-
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Return whether a file of this name is an image that Pillow reads; hidden files are not."""
     return not name.startswith(".") and Path(name).suffix.lower() in Image.registered_extensions()
 
 
-def _gather(
+def check_count(source: str, found: int, expected: int | None) -> None:
+    """Refuse a source that does not hold the number of images expected of it, where one is."""
+    if expected is not None and found != expected:
+        raise ValueError(
+            f"{source} holds {found:,} images where {expected:,} are expected: another selection, or an incomplete "
+            f"copy; given by itself, {source} opens whatever it holds"
+        )
+
+
+def gather(
     source: str,
     names: Sequence[str],
     read: Callable[[int], Image.Image],

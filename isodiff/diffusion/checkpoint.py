@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-
-from isodiff.diffusion.global_batch import any_process
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -84,8 +83,8 @@ class Checkpoint:
                 self._write(step)
             except OSError as error:
                 failure = error
-        if any_process(int(failure is not None), self.accelerator):
-            reason = failure or "the main process says why"
+        (reason,) = broadcast_object_list([None if failure is None else str(failure)])
+        if reason is not None:
             raise OSError(
                 f"the checkpoint of step {step} could not be written to {self.path} ({reason}); {self.kept}, and "
                 "nothing written before is lost. Make room and run the same command again to go on"

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+# Younger than the first checkpoints, which do not tell of them: at their defaults they change nothing.
+_LATER = ("regularize_every", "regularize_fraction", "isometry_route", "channels_last", "compile")
 
 
 @dataclass(frozen=True)
@@ -24,11 +28,23 @@ class FinetuneConfig:
         p: share of the T steps, from t = 0 up, that is not regularised, in [0, 1].
         metric: of the isometry term, "stereographic", "chart_identity" or "euclidean".
         num_probes: random directions a row.
+        regularize_every: k: the isometry term is added at every k-th step only, k times as strong, with the same
+            expectation and 1/k of the cost. `max_grad_norm` clips the k-fold gradient.
+        regularize_fraction: share of the batch's rows that the isometry term is taken on, in (0, 1], rounded to whole
+            rows, which must be a multiple of the number of processes. The bias of L_iso grows as 1 / (rows ·
+            num_probes).
+        isometry_route: "double_backward", exact, or "differences": central differences, to about 10⁻³ of the gradient,
+            in less memory.
         ema_decay: limit of the decay of the weights' exponential moving average, which warms up as 1 − (1 +
             step)^(−3/4).
         max_grad_norm: the gradient is clipped to this norm.
         horizontal_flip: mirror each image with probability 1/2; None leaves the choice to the dataset.
         mixed_precision: "no", "fp16" or "bf16", for L_dsm; traces are computed in float32 whatever this says.
+        gradient_checkpointing: keep less for the backward pass and compute it again: L_dsm, and the isometry term
+            with `isometry_route` "differences"; with "double_backward" the term keeps its whole graph.
+        channels_last: lay out images and kernels with the channels last, which tensor cores read faster.
+        compile: `torch.compile` for L_dsm, and for the encoder with `isometry_route` "differences"; double backward
+            cannot be compiled. The first step takes minutes.
         seed: of all randomness.
         checkpoint_every: steps between checkpoints.
         num_workers: processes that load images.
@@ -45,10 +61,16 @@ class FinetuneConfig:
     p: float = 0.5
     metric: str = "stereographic"
     num_probes: int = 1
+    regularize_every: int = 1
+    regularize_fraction: float = 1.0
+    isometry_route: str = "double_backward"
     ema_decay: float = 0.9999
     max_grad_norm: float = 1.0
     horizontal_flip: bool | None = None
     mixed_precision: str = "no"
+    gradient_checkpointing: bool = False
+    channels_last: bool = False
+    compile: bool = False
     seed: int = 0
     checkpoint_every: int = 500
     num_workers: int = 0
@@ -60,6 +82,7 @@ class FinetuneConfig:
             "batch_size": 1,
             "gradient_accumulation_steps": 1,
             "num_probes": 1,
+            "regularize_every": 1,
             "checkpoint_every": 1,
             "warmup_steps": 0,
             "num_workers": 0,
@@ -68,11 +91,15 @@ class FinetuneConfig:
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}")
+        if self.seed >= 2**32:
+            raise ValueError(f"seed must be below 2**32; got {self.seed}")
         for name in ("learning_rate", "max_grad_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite; got {getattr(self, name)}")
         if not 0 <= self.lambda_iso < math.inf:
             raise ValueError(f"lambda_iso must be at least 0 and finite; got {self.lambda_iso}")
+        if not 0 < self.regularize_fraction <= 1:
+            raise ValueError(f"regularize_fraction must lie in (0, 1]; got {self.regularize_fraction}")
         for name in ("p", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1]; got {getattr(self, name)}")
@@ -80,7 +107,20 @@ class FinetuneConfig:
             "lr_scheduler": ("constant", "cosine"),
             "metric": ("stereographic", "chart_identity", "euclidean"),
             "mixed_precision": ("no", "fp16", "bf16"),
+            "isometry_route": ("double_backward", "differences"),
         }
         for name, accepted in choices.items():
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name} must be one of {', '.join(accepted)}; got {getattr(self, name)!r}")
+
+    def defining(self) -> dict[str, Any]:
+        """Return the settings that a checkpoint must share with the run that goes on from it.
+
+        Gradient checkpointing may change on the way, as it changes no bit.
+        """
+        defaults = {field.name: field.default for field in fields(self) if field.name in _LATER}
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name != "gradient_checkpointing" and not (name in defaults and value == defaults[name])
+        }

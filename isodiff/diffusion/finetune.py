@@ -8,9 +8,7 @@ L_iso (Eq. 6) holds at one t, whereas L_dsm draws a t for every row. Each step t
 batch and adds the isometry term where t + 1 > pT: with probability 1 − p, at a t uniform on the steps that are
 regularised. That is Eq. 7 in expectation.
 
-Both losses are those of the global batch, however it is cut. With D = mean ‖Jv‖² and N = mean ‖JᵀJv‖², L_iso = N / D²
-is a ratio of means over all processes and passes, not a mean of ratios: there is one scale c. D and N are therefore
-averaged first, and each part adds its share of the exact gradient (`isometry_loss_share`).
+Both losses are those of the global batch, however it is cut; see `regularizer` for the isometry term.
 
 Randomness is a function of (seed, step, purpose) alone, drawn for the global batch and then sliced. So an interrupted
 run resumes exactly; two runs that differ only in λ see the same images, steps and noise; and several processes train as
@@ -21,7 +19,7 @@ from __future__ import annotations
 
 import math
 import signal
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -34,6 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from isodiff.diffusion.checkpoint import Checkpoint
 from isodiff.diffusion.config import FinetuneConfig
+from isodiff.diffusion.execution import checkpointing, compiled
 from isodiff.diffusion.global_batch import (
     GlobalBatches,
     any_process,
@@ -43,17 +42,16 @@ from isodiff.diffusion.global_batch import (
     layer_randomness,
     own_rows,
 )
-from isodiff.diffusion.hspace import check_encoder, encode
+from isodiff.diffusion.hspace import check_encoder
+from isodiff.diffusion.latent import autoencoder_of, image_shape, images_to_latents
 from isodiff.diffusion.process import dsm_loss
-from isodiff.geometry.isometry import isometry_loss_share, isotropy, trace_samples
-from isodiff.geometry.trace import sample_probes
+from isodiff.diffusion.regularizer import IsometryTerm, draw_rows, regularised_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from diffusers import DDPMPipeline, SchedulerMixin, UNet2DModel
+    from diffusers import DiffusionPipeline, UNet2DModel
 
 _REMEDY = "Lower learning_rate or lambda_iso, or use mixed_precision 'bf16' or 'no'"
 
@@ -88,7 +86,7 @@ class TrainingInterrupted(RuntimeError):
 
 
 def finetune(
-    pipeline: DDPMPipeline,
+    pipeline: DiffusionPipeline,
     images: Dataset,
     config: FinetuneConfig,
     *,
@@ -100,8 +98,9 @@ def finetune(
     """Train a DDPM on Eq. 7, step by step; the caller owns the loop and the logging.
 
     Args:
-        pipeline: its U-Net is trained in place. During the run it holds the raw weights, afterwards their moving
-            average. With several processes, all start from the main process's weights.
+        pipeline: its U-Net is trained in place; an autoencoder it may have stays as it is, and the latents of the
+            images take their place. During the run the U-Net holds the raw weights, afterwards their moving average.
+            With several processes, all start from the main process's weights.
         images: map-style dataset of (C, R, R) images in [−1, 1], always the same image at the same index.
         config: the settings.
         checkpoint: file for checkpoints; the one before is kept beside it, and only the main process writes. If it
@@ -124,17 +123,20 @@ def finetune(
         TrainingInterrupted: `stop` said so.
 
     Note:
-        A regularised step costs one pass of the U-Net (L_dsm) and one Jacobian-vector and one vector-Jacobian product
-        of its encoder. With `gradient_accumulation_steps` > 1 the encoder's products are computed twice, first without
-        graph, as every share needs D and N; in return nothing but the gradient is kept between passes. Several
+        A step costs one pass of the U-Net (L_dsm), forward and backward, and where it is regularised the products of
+        `IsometryTerm`; nothing but the gradient is kept between passes. Several
         processes exchange one vector of the size of the gradient a step, and hold two copies of it meanwhile. Dropout,
         where a model has it, is drawn anew for each process and pass.
     """
     unet, scheduler = pipeline.unet, pipeline.scheduler
-    horizon = scheduler.config.num_train_timesteps
     accelerator = accelerator or Accelerator(mixed_precision=config.mixed_precision)
-    _check_fit(unet, images, config, accelerator.num_processes)
+    _check_fit(pipeline, images, config, accelerator.num_processes)
+    autoencoder = autoencoder_of(pipeline)
+    if autoencoder is not None:
+        autoencoder.requires_grad_(False).eval().to(accelerator.device)
     unet.requires_grad_(True).train().to(accelerator.device)
+    if config.channels_last:
+        unet.to(memory_format=torch.channels_last)
     if accelerator.num_processes > 1:
         for parameter in unet.parameters():
             parameter.data.copy_(broadcast(parameter.data))
@@ -142,7 +144,7 @@ def finetune(
     optimizer = torch.optim.Adam(unet.parameters(), lr=config.learning_rate)
     ema = EMAModel(unet.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=3 / 4, foreach=True)
     ema.to(accelerator.device)
-    settings = {**asdict(config), "num_images": len(images), **(provenance or {})}
+    settings = {**config.defining(), "num_images": len(images), **(provenance or {})}
     store = Checkpoint(checkpoint, unet, ema, optimizer, settings, accelerator) if checkpoint else None
     start = store.restore() if store else 0
 
@@ -157,10 +159,12 @@ def finetune(
     )
     optimizer = accelerator.prepare(optimizer)
     optimizer.zero_grad()
-    sampler = GlobalBatches(len(images), config, start, accelerator)
+    sequential = getattr(images, "sequential", False)
+    sampler = GlobalBatches(len(images), config, start, accelerator, sequential=sequential)
     loader = DataLoader(images, batch_sampler=sampler, num_workers=config.num_workers, generator=torch.Generator())
     flip = getattr(images, "horizontal_flip", False) if config.horizontal_flip is None else config.horizontal_flip
-    passes = config.gradient_accumulation_steps
+    passes, layout = config.gradient_accumulation_steps, torch.channels_last if config.channels_last else None
+    term, denoiser = IsometryTerm(unet, scheduler, config, accelerator), compiled(unet) if config.compile else unet
 
     for step, batch in enumerate(loader, start=start):
         layers = partial(layer_randomness, config.seed, step, accelerator)
@@ -168,34 +172,25 @@ def finetune(
         if flip:
             mirrored = torch.rand(config.batch_size, generator=generator_of(config.seed, step, "flip")) < 0.5
             x_0 = torch.where(own_rows(mirrored, accelerator).view(-1, 1, 1, 1), x_0.flip(3), x_0)
+        with torch.no_grad():
+            x_0 = images_to_latents(autoencoder, x_0).to(unet.dtype)
 
-        t, eps = _draw_rows(x_0, scheduler, config, generator_of(config.seed, step, "dsm"), accelerator)
+        if layout:
+            x_0 = x_0.contiguous(memory_format=layout)
+
+        t, eps = draw_rows(x_0, scheduler, config, generator_of(config.seed, step, "dsm"), accelerator)
         losses = []
         for index, rows in enumerate(zip(*(z.chunk(passes) for z in (x_0, t, eps)), strict=True)):
-            with accelerator.autocast(), layers(index):
-                loss = dsm_loss(unet, scheduler, *rows)
+            with accelerator.autocast(), layers(index), checkpointing(unet, config.gradient_checkpointing):
+                loss = dsm_loss(denoiser, scheduler, *rows)
             accelerator.backward(loss / passes)
             losses.append(loss.detach())
-        dsm, iso, scaled = global_mean(torch.stack(losses).mean(), accelerator), None, None
-
-        generator = generator_of(config.seed, step, "isometry")
-        t_iso = draw_regularised_step(horizon, config.p, generator) if config.lambda_iso > 0 else None
-        if t_iso is not None:
-            _, eps = _draw_rows(x_0, scheduler, config, generator, accelerator)
-            x_t = scheduler.add_noise(x_0, eps, t.new_full(t.shape, t_iso))
-            shape = (config.batch_size, *x_t.shape[1:])
-            drawn = [sample_probes(shape, generator=generator) for _ in range(config.num_probes)]
-            probes = torch.stack([own_rows(probe, accelerator) for probe in drawn])
-            rank = isotropy(1, x_t[0].numel(), _bottleneck_size(unet), metric=config.metric)
-            weight = config.lambda_iso * (rank if config.normalize else 1)
-            traces = partial(trace_samples, partial(encode, unet, t=t_iso), metric=config.metric)
-            parts = list(zip(x_t.chunk(passes), probes.chunk(passes, 1), strict=True))
-            iso = _isometry_backward(traces, parts, weight, layers, accelerator).item()
-            scaled = iso * rank
+        dsm = global_mean(torch.stack(losses).mean(), accelerator)
+        regularised = term.backward(step, x_0, layers)
 
         average_gradients(unet, accelerator)
         grad_norm = accelerator.clip_grad_norm_(unet.parameters(), config.max_grad_norm)
-        state = TrainingState(step + 1, dsm.item(), iso, scaled, t_iso, float(grad_norm))
+        state = TrainingState(step + 1, dsm.item(), *regularised, float(grad_norm))
         _guard(state, store, scaled_gradients=accelerator.scaler is not None)
         optimizer.step()
         learning_rate.step()
@@ -216,53 +211,10 @@ def finetune(
             )
 
     ema.copy_to(unet.parameters())
-    unet.eval()
+    unet.to(memory_format=torch.contiguous_format).eval()
 
 
-def _isometry_backward(
-    traces: Callable[..., tuple[torch.Tensor, torch.Tensor]],
-    parts: list[tuple[torch.Tensor, torch.Tensor]],
-    weight: float,
-    layers: Callable[[int], AbstractContextManager],
-    accelerator: Accelerator,
-) -> torch.Tensor:
-    """Add this process's share of the gradient of weight · L_iso, given (x_t, probes) a pass; return L_iso of all."""
-    alone = len(parts) == 1  # then the graph that gives the means gives the gradient too
-    means, samples = [], None
-    for index, (x_t, probes) in enumerate(parts):
-        with torch.set_grad_enabled(alone), layers(index):
-            samples = traces(x_t, probes=probes)
-        means.append(torch.stack([sample.detach().mean() for sample in samples]))
-    mean_first, mean_second = global_mean(torch.stack(means).mean(0), accelerator)
-    for index, (x_t, probes) in enumerate(parts):
-        if not alone:
-            with layers(index):
-                samples = traces(x_t, probes=probes)
-        share = isometry_loss_share(*samples, mean_first, mean_second)
-        accelerator.backward(weight / len(parts) * share)
-    return mean_second / mean_first.square()
-
-
-def _draw_rows(
-    x_0: torch.Tensor,
-    scheduler: SchedulerMixin,
-    config: FinetuneConfig,
-    generator: torch.Generator,
-    accelerator: Accelerator,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Steps and noise of the global batch, this process's rows of them."""
-    t = torch.randint(scheduler.config.num_train_timesteps, (config.batch_size,), generator=generator)
-    eps = torch.randn(config.batch_size, *x_0.shape[1:], generator=generator).to(x_0.dtype)
-    return own_rows(t, accelerator), own_rows(eps, accelerator)
-
-
-def draw_regularised_step(num_train_timesteps: int, p: float, generator: torch.Generator) -> int | None:
-    """Draw the step of the isometry term: uniform on 0 … T−1, or None where t + 1 ≤ pT (the indicator of Eq. 7)."""
-    t = int(torch.randint(num_train_timesteps, (), generator=generator))
-    return t if t + 1 > p * num_train_timesteps else None
-
-
-def _check_fit(unet: UNet2DModel, images: Dataset, config: FinetuneConfig, num_processes: int) -> None:
+def _check_fit(pipeline: DiffusionPipeline, images: Dataset, config: FinetuneConfig, num_processes: int) -> None:
     passes = config.gradient_accumulation_steps
     if config.batch_size % (num_processes * passes):
         raise ValueError(
@@ -271,20 +223,16 @@ def _check_fit(unet: UNet2DModel, images: Dataset, config: FinetuneConfig, num_p
         )
     if len(images) < 1:
         raise ValueError("the dataset holds no image")
-    shape, expected = (
-        tuple(images[0].shape),
-        (unet.config.in_channels, unet.config.sample_size, unet.config.sample_size),
-    )
+    shape, expected = tuple(images[0].shape), image_shape(pipeline)
     if shape != expected:
         raise ValueError(f"the images have shape {shape}; this model needs {expected} (channels, height, width)")
     if config.lambda_iso > 0:
-        check_encoder(unet)
-
-
-def _bottleneck_size(unet: UNet2DModel) -> int:
-    """Number m of entries of h."""
-    side = unet.config.sample_size // 2 ** (len(unet.config.block_out_channels) - 1)
-    return unet.config.block_out_channels[-1] * side**2
+        check_encoder(pipeline.unet)
+        if regularised_rows(config) % num_processes:
+            raise ValueError(
+                f"regularize_fraction × batch_size must be a multiple of the {num_processes} processes; "
+                f"got {config.regularize_fraction} × {config.batch_size} = {regularised_rows(config)} rows"
+            )
 
 
 def _require_finite_weights(unet: UNet2DModel, step: int, store: Checkpoint | None) -> None:

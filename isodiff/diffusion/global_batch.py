@@ -7,6 +7,7 @@ then takes its own rows. Nothing depends on the number of processes but the orde
 from __future__ import annotations
 
 from contextlib import contextmanager
+from itertools import count, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from isodiff.diffusion.config import FinetuneConfig
 
-_STREAMS = ("epoch", "flip", "dsm", "isometry", "layers")
+_STREAMS = ("epoch", "flip", "dsm", "isometry", "layers", "posterior")  # new ones at the end: the position counts
 
 
 class GlobalBatches(Sampler[list[int]]):
@@ -32,25 +33,41 @@ class GlobalBatches(Sampler[list[int]]):
         config: the settings of the run.
         start: steps already done.
         accelerator: says which process this is.
+        sequential: whether the dataset is a stream, shuffled by itself: then positions come as they are, and go on
+            over the epochs.
     """
 
-    def __init__(self, num_images: int, config: FinetuneConfig, start: int, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        num_images: int,
+        config: FinetuneConfig,
+        start: int,
+        accelerator: Accelerator,
+        *,
+        sequential: bool = False,
+    ) -> None:
         self.num_images, self.config, self.start, self.accelerator = num_images, config, start, accelerator
+        self.sequential = sequential
 
     def __len__(self) -> int:
         return self.config.num_steps - self.start
 
     def __iter__(self) -> Iterator[list[int]]:
-        epoch, order = -1, torch.empty(0)
-        for step in range(self.start, self.config.num_steps):
-            positions = range(step * self.config.batch_size, (step + 1) * self.config.batch_size)
-            batch = []
-            for position in positions:
-                if position // self.num_images != epoch:
-                    epoch = position // self.num_images
-                    order = torch.randperm(self.num_images, generator=generator_of(self.config.seed, epoch, "epoch"))
-                batch.append(int(order[position % self.num_images]))
+        positions = self._positions()
+        for _ in range(self.start, self.config.num_steps):
+            batch = list(islice(positions, self.config.batch_size))
             yield batch[self.accelerator.process_index :: self.accelerator.num_processes]
+
+    def _positions(self) -> Iterator[int]:
+        """Yield, without end, the image at each row of the global batches from `start` on."""
+        first = self.start * self.config.batch_size
+        if self.sequential:
+            yield from count(first)
+        current, done = divmod(first, self.num_images)
+        for epoch in count(current):
+            order = torch.randperm(self.num_images, generator=generator_of(self.config.seed, epoch, "epoch"))
+            yield from order[done:].tolist()
+            done = 0
 
 
 def generator_of(seed: int, step: int, stream: str) -> torch.Generator:
@@ -86,7 +103,8 @@ def average_gradients(module: torch.nn.Module, accelerator: Accelerator) -> None
     """Replace each process's gradients by their mean, in one exchange."""
     if accelerator.num_processes > 1:
         gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-        vector_to_parameters(accelerator.reduce(parameters_to_vector(gradients), "mean"), gradients)
+        flat = parameters_to_vector([gradient.contiguous() for gradient in gradients])  # they may be channels-last
+        vector_to_parameters(accelerator.reduce(flat, "mean"), gradients)
 
 
 def _derived_seed(*entropy: int) -> int:

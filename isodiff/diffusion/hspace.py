@@ -7,20 +7,24 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from isodiff.diffusion.latent import latent_shape
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from diffusers import UNet2DModel
+    from diffusers import UNet2DConditionModel, UNet2DModel
+
+    from isodiff.diffusion.prompt import FixedPrompt
 
 
-def encode(unet: UNet2DModel, x: torch.Tensor, t: torch.Tensor | int) -> torch.Tensor:
+def encode(unet: UNet2DModel | FixedPrompt, x: torch.Tensor, t: torch.Tensor | int) -> torch.Tensor:
     """Map noise to the bottleneck, h = e_θ(x_t, t): the encoder that Eq. 6 of Hahm et al. 2024 regularises.
 
     Runs conv_in, the down blocks and the mid block of the U-Net and stops.
 
     Args:
-        unet: an unconditional `UNet2DModel` with a mid block.
-        x: (B, C, H, W) noisy images x_t.
+        unet: an unconditional `UNet2DModel` with a mid block, or a text-conditional one with its prompt fixed.
+        x: (B, C, H, W) noisy images x_t, or noisy latents.
         t: one step for all rows, or (B,) steps.
 
     Returns:
@@ -31,6 +35,9 @@ def encode(unet: UNet2DModel, x: torch.Tensor, t: torch.Tensor | int) -> torch.T
         ValueError: no mid block, class conditioning, or shapes that do not match the model.
     """
     check_encoder(unet)
+    embedding = getattr(unet, "embedding", None)  # of a fixed prompt
+    context = {} if embedding is None else {"encoder_hidden_states": embedding.to(x.dtype).expand(len(x), -1, -1)}
+    unet = _plain(unet)
     channels = unet.config.in_channels
     if x.ndim != 4 or x.shape[1] != channels:
         raise ValueError(f"x must have shape (B, {channels}, H, W) for this U-Net; got {tuple(x.shape)}")
@@ -45,8 +52,17 @@ def encode(unet: UNet2DModel, x: torch.Tensor, t: torch.Tensor | int) -> torch.T
         if hasattr(block, "skip_conv"):  # the NCSN++ blocks carry a second, downsampled copy of the input
             hidden, _, skip = block(hidden, embedding, skip)
         else:
-            hidden, _ = block(hidden, embedding)
-    return unet.mid_block(hidden, embedding)
+            hidden, _ = block(hidden, embedding, **(context if _reads_prompt(block) else {}))
+    return unet.mid_block(hidden, embedding, **(context if _reads_prompt(unet.mid_block) else {}))
+
+
+def bottleneck_shape(unet: UNet2DModel | FixedPrompt) -> tuple[int, int, int]:
+    """Return the shape (C', H', W') of h, by one evaluation of the encoder at zero."""
+    devices = [unet.device] if unet.device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices):  # dropout draws nothing from the caller's random numbers
+        zero = torch.zeros(1, *latent_shape(unet), dtype=unet.dtype, device=unet.device)
+        channels, height, width = encode(unet, zero, 0).shape[1:]
+    return channels, height, width
 
 
 @contextmanager
@@ -71,9 +87,7 @@ def bottleneck_hook(unet: UNet2DModel, edit: Callable[[torch.Tensor], torch.Tens
 
 def check_latents(unet: UNet2DModel, x: torch.Tensor, name: str) -> None:
     """Raise ValueError unless x is a finite batch (B, C, H, W) of the channels and size that the model was made for."""
-    side = unet.config.sample_size
-    height, width = side if isinstance(side, (tuple, list)) else (side, side)
-    expected = (unet.config.in_channels, *(("H", "W") if side is None else (height, width)))
+    expected = (unet.config.in_channels, "H", "W") if unet.config.sample_size is None else latent_shape(unet)
     fits = (
         x.ndim == 4
         and len(x) > 0
@@ -89,8 +103,22 @@ def check_latents(unet: UNet2DModel, x: torch.Tensor, name: str) -> None:
         )
 
 
-def check_encoder(unet: UNet2DModel) -> None:
+def _plain(unet: UNet2DModel | FixedPrompt) -> UNet2DModel | UNet2DConditionModel:
+    """Return the diffusers model inside a fixed prompt."""
+    return unet.unet if hasattr(unet, "guidance_scale") else unet
+
+
+def _reads_prompt(block: torch.nn.Module) -> bool:
+    return getattr(block, "has_cross_attention", False)
+
+
+def check_encoder(unet: UNet2DModel | FixedPrompt) -> None:
     """Raise unless `encode` can read the bottleneck of this model."""
+    if type(unet).__name__ == "UNet2DConditionModel":
+        raise ValueError(
+            "a UNet2DConditionModel is a map of noise only once its prompt is fixed; wrap the pipeline in with_prompt"
+        )
+    unet = _plain(unet)
     missing = [name for name in ("conv_in", "time_proj", "time_embedding", "down_blocks") if not hasattr(unet, name)]
     if missing or not hasattr(unet, "config"):
         raise TypeError(

@@ -8,7 +8,7 @@ import platform
 import shlex
 import signal
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -21,11 +21,12 @@ from tqdm.auto import tqdm
 from isodiff.diffusion.checkpoint import checkpoint_files
 from isodiff.diffusion.finetune import FinetuneConfig, TrainingState, finetune
 from isodiff.diffusion.pretrained import load_pipeline, save_pipeline
+from isodiff.paths import require_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from diffusers import DDPMPipeline
+    from diffusers import DiffusionPipeline
     from torch.utils.data import Dataset
 
 RECORD = "training.json"
@@ -33,14 +34,15 @@ _CURVE_POINTS = 200
 
 
 def train(
-    pipeline: DDPMPipeline,
+    pipeline: DiffusionPipeline,
     images: Dataset,
     config: FinetuneConfig,
     output: str | Path,
     *,
     provenance: dict[str, str] | None = None,
     accelerator: Accelerator | None = None,
-) -> DDPMPipeline:
+    half: bool = False,
+) -> DiffusionPipeline:
     """Train a model into a directory, with a progress bar.
 
     The directory becomes an ordinary diffusers pipeline with the averaged weights, and beside it `training.json`:
@@ -56,6 +58,7 @@ def train(
         provenance: facts to record, for example the command, the dataset and the base; all but the command must be the
             same when the run goes on.
         accelerator: passed on to `finetune`.
+        half: store the weights in float16.
 
     Returns:
         The trained pipeline.
@@ -70,15 +73,16 @@ def train(
     record_file, checkpoint, log = output / RECORD, output / "checkpoint.safetensors", output / "steps.jsonl"
     main = accelerator.is_main_process
     lasting = {name: fact for name, fact in provenance.items() if name != "command"}
+    require_folder(output)
     if record_file.exists():
-        _require_same(json.loads(record_file.read_text()), config, lasting, output)
+        require_same_run(read_record(record_file), config, lasting, output)
         if main:
-            _discard(checkpoint, log)  # a kill may have come between the record and this
+            discard_checkpoint(checkpoint, log)  # a kill may have come between the record and this
         return load_pipeline(output)
 
     done = _read_log(log)
     with (
-        _signals() as received,
+        stop_signals() as received,
         _append_to(log, enabled=main) as append,
         tqdm(total=config.num_steps, desc=output.name, unit="step", mininterval=1.0, disable=not main) as bar,
     ):
@@ -103,19 +107,24 @@ def train(
         record = {
             "config": asdict(config),
             **provenance,
-            "versions": {name: version(name) for name in ("isodiff", "torch", "diffusers", "accelerate")},
-            "python": platform.python_version(),
+            **versions(),
             "parameters": sum(p.numel() for p in pipeline.unet.parameters()),
             "curves": _curves([done[step] for step in sorted(done)]),
         }
         partial = output / f".{RECORD}.partial"
-        with _explained(output):
-            save_pipeline(pipeline, output)
+        with explained(output):
+            save_pipeline(pipeline, output, half=half)
             partial.write_text(json.dumps(record, indent=1) + "\n")
             partial.replace(record_file)
-        _discard(checkpoint, log)
+        discard_checkpoint(checkpoint, log)
     accelerator.wait_for_everyone()
     return pipeline
+
+
+def versions() -> dict[str, object]:
+    """Return the versions that a record of a run names."""
+    packages = {name: version(name) for name in ("isodiff", "torch", "diffusers", "accelerate")}
+    return {"versions": packages, "python": platform.python_version()}
 
 
 def command_line(arguments: list[str]) -> str:
@@ -124,7 +133,7 @@ def command_line(arguments: list[str]) -> str:
 
 
 @contextmanager
-def _signals() -> Iterator[Callable[[], int]]:
+def stop_signals() -> Iterator[Callable[[], int]]:
     """Yield a function that tells the number of the first SIGTERM or SIGINT, 0 before; the second acts as ever."""
     received: list[int] = []
     before = {}
@@ -144,7 +153,7 @@ def _signals() -> Iterator[Callable[[], int]]:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
     """Say in one line what could not be written and what there still is."""
     try:
         yield
@@ -161,14 +170,17 @@ def _append_to(log: Path, *, enabled: bool) -> Iterator[Callable[..., None]]:
     if not enabled:
         yield lambda _state, **_options: None
         return
-    with _explained(log):
-        log.parent.mkdir(parents=True, exist_ok=True)
-        file = log.open("ab", buffering=0)  # with a buffer, a full disk would fail once more on closing
-    with file:
+    with ExitStack() as opened:
+        file = None
 
         def append(state: TrainingState, *, flush: bool) -> None:
+            nonlocal file
             line = f"\n{json.dumps(asdict(state))}".encode()  # so that it does not join a line that a kill cut short
-            with _explained(log):
+            with explained(log):
+                if file is None:  # with the first step, as a run that is refused leaves nothing
+                    log.parent.mkdir(parents=True, exist_ok=True)
+                    # with a buffer, a full disk would fail once more on closing
+                    file = opened.enter_context(log.open("ab", buffering=0))
                 if file.write(line) < len(line):
                     raise OSError("the line was cut short")
                 if flush:
@@ -177,8 +189,9 @@ def _append_to(log: Path, *, enabled: bool) -> Iterator[Callable[..., None]]:
         yield append
 
 
-def _discard(checkpoint: Path, log: Path) -> None:
-    for file in (*checkpoint_files(checkpoint), log):
+def discard_checkpoint(checkpoint: Path, *others: Path) -> None:
+    """Remove what a finished run needs no more."""
+    for file in (*checkpoint_files(checkpoint), *others):
         file.unlink(missing_ok=True)
 
 
@@ -219,7 +232,18 @@ def _curves(states: list[TrainingState]) -> dict[str, list[float | None]]:
     return curves
 
 
-def _require_same(record: dict, config: FinetuneConfig, provenance: dict[str, str], output: Path) -> None:
+def read_record(file: Path) -> dict:
+    """Read the record of a finished run, or say that it is damaged."""
+    try:
+        record = json.loads(file.read_text())
+        dict(record["config"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{file} is damaged ({error!r}); put a copy in place, or delete the directory") from error
+    return record
+
+
+def require_same_run(record: dict, config: FinetuneConfig, provenance: dict[str, str], output: Path) -> None:
+    """Refuse a finished directory whose record tells of other settings or other data; any config dataclass will do."""
     wanted = asdict(config) | provenance
     # A setting newer than the record had its default: none changes what a run does unless it is given.
     defaults = {field.name: field.default for field in fields(config)}

@@ -218,8 +218,8 @@ def require_same_shape(a: Tensor, b: Tensor, name_a: str, name_b: str) -> None:
 
 
 def _require_points(x: Tensor, name: str, *, minimum: int) -> None:
-    if x.ndim != 2:
-        raise ValueError(f"{name} must be of rank 2, one point a row; got shape {tuple(x.shape)}")
+    if x.ndim != 2 or len(x) == 0:
+        raise ValueError(f"{name} must be of rank 2, one point a row and at least one; got shape {tuple(x.shape)}")
     if x.shape[1] < minimum:
         raise ValueError(f"{name} must have at least {minimum} columns, got shape {tuple(x.shape)}")
     _require_finite(x, name)

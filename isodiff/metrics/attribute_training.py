@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from isodiff.metrics.attribute_config import AttributeConfig
 from isodiff.metrics.attributes import RECORD, NetworkAttributes, build_network, fit_images
 from isodiff.metrics.store import content_digest
+from isodiff.paths import require_folder
 
 CHECKPOINT = "checkpoint.pt"
 _WARMUP = 0.1  # share of the steps
@@ -79,6 +80,7 @@ def train_attributes(
         "labels_sha256": content_digest(labels, *names),
         **(provenance or {}),
     }
+    require_folder(output)
     if (output / RECORD).exists():
         trained = NetworkAttributes.load(output, device=device)
         found = trained.record | {"resolution": trained.resolution, "names": list(trained.names)}
@@ -90,7 +92,6 @@ def train_attributes(
         torch.manual_seed(config.seed)
         network = build_network(config.architecture, len(names), resolution).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay)
-    output.mkdir(parents=True, exist_ok=True)
     checkpoint = output / CHECKPOINT
     done = _restore(checkpoint, network, optimizer, facts, device)
     targets = torch.from_numpy(labels).float()
@@ -102,8 +103,15 @@ def train_attributes(
         bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch + 1}
         partial = checkpoint.with_name(f".{CHECKPOINT}.partial")
-        torch.save({**state, "facts": json.dumps(facts)}, partial)
-        partial.replace(checkpoint)
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            torch.save({**state, "facts": json.dumps(facts)}, partial)
+            partial.replace(checkpoint)
+        except (OSError, RuntimeError) as error:  # torch writes in C++ and raises what that raises
+            partial.unlink(missing_ok=True)
+            raise OSError(
+                f"{checkpoint} could not be written ({error}); make room and run the same command again to go on"
+            ) from error
 
     trained = NetworkAttributes(network, names, architecture=config.architecture, resolution=resolution)
     rest = Subset(images, test.tolist())
@@ -223,7 +231,9 @@ def _restore(
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         found = json.loads(state["facts"])
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
-        raise ValueError(f"the checkpoint {checkpoint} is damaged ({error}); delete it to start again") from error
+        raise ValueError(
+            f"the checkpoint {checkpoint} is damaged ({type(error).__name__}); delete it to start again"
+        ) from error
     _require_same(found, facts, checkpoint)
     network.load_state_dict(state["network"])
     optimizer.load_state_dict(state["optimizer"])

@@ -18,7 +18,8 @@ import torch
 from tqdm import tqdm
 
 from isodiff.datasets import open_dataset
-from isodiff.diffusion.pretrained import load_pipeline
+from isodiff.diffusion.latent import autoencoder_of, image_shape, images_to_latents
+from isodiff.diffusion.prompt import open_model
 from isodiff.metrics.attributes import AttributeClassifier, open_attributes
 from isodiff.metrics.fidelity import extract_features
 from isodiff.metrics.generator import Generator, check_images, draw_latents, model_digest, to_uint8
@@ -29,7 +30,8 @@ from isodiff.metrics.suite import SUITE
 from isodiff.profiles import settings as settings_of
 
 if TYPE_CHECKING:
-    from diffusers import DDPMPipeline
+    from accelerate import PartialState
+    from diffusers import DiffusionPipeline
 
     from isodiff.metrics.measurement import Measurement
     from isodiff.sizes_evaluation import EvaluationSettings
@@ -39,10 +41,11 @@ _REAL_SEED = 2**20
 
 
 def evaluate(
-    model: str | Path | DDPMPipeline,
+    model: str | Path | DiffusionPipeline,
     metrics: Iterable[str] | None = None,
     *,
     dataset: str = "faces",
+    prompt: str | None = None,
     attributes: str | None = "auto",
     profile: str = "cpu",
     seed: int = 0,
@@ -50,13 +53,15 @@ def evaluate(
     overrides: str = "{}",
     cache: str | Path | None = None,
     progress: bool = False,
+    processes: PartialState | None = None,
 ) -> Record:
     """Measure one model.
 
     Args:
-        model: A directory that holds a diffusers DDPM, a shipped name such as `"faces32/base"`, or a pipeline.
+        model: What `load_pipeline` takes, or a pipeline.
         metrics: Names in `SUITE`; by default all that apply to this model, and the record says why others do not.
         dataset: The real images: `"faces"`, `"digits"`, `"folder:PATH"` or `"hub:NAME"`.
+        prompt: Of a Stable Diffusion model, which is held fixed; None of any other.
         attributes: What labels generated images: `"faces"`, a folder that `isodiff train-attributes` wrote, or None;
             `"auto"` is the faces' own factors where the data set is faces, and None elsewhere.
         profile: `"cpu"`, `"record"` or `"gpu"`: the sizes, in `isodiff.profiles`.
@@ -65,6 +70,7 @@ def evaluate(
         overrides: JSON object that replaces single sizes.
         cache: Folder that keeps finished work; None keeps nothing.
         progress: Whether to show progress bars.
+        processes: Those that share the work through the cache, see `Store`; all return the same record.
 
     Returns:
         The record.
@@ -77,12 +83,16 @@ def evaluate(
     chosen = list(SUITE) if metrics is None else list(dict.fromkeys(metrics))
     if unknown := [name for name in chosen if name not in SUITE]:
         raise ValueError(f"no metric is called {', '.join(unknown)}; there are {', '.join(SUITE)}")
-    pipeline = load_pipeline(model) if isinstance(model, str | Path) else model
-    pipeline.unet.to(sizes.device).eval().requires_grad_(False)
-    run = Evaluation(pipeline, sizes, dataset, attributes, Store(cache, progress=progress))
+    pipeline = open_model(model, prompt) if isinstance(model, str | Path) else model
+    for part in (pipeline.unet, autoencoder_of(pipeline)):
+        if part is not None:
+            part.to(sizes.device).eval().requires_grad_(False)
+    run = Evaluation(pipeline, sizes, dataset, attributes, Store(cache, progress=progress, processes=processes))
     left_out = {name: reason for name in chosen if (reason := SUITE[name].obstacle(run))}
     if metrics is not None and left_out:
         raise ValueError("; ".join(f"{name} cannot be measured: {reason}" for name, reason in left_out.items()))
+    if "separability" in chosen and "separability" not in left_out:
+        run.attributes = open_attributes(run.attributes_source)  # if there are none, say so before hours of sampling
     measurements: dict[str, Measurement] = {}
     bar = tqdm([name for name in chosen if name not in left_out], disable=not progress)
     for name in bar:
@@ -107,7 +117,7 @@ class Evaluation:
     """One model, what it is compared with, and the images that several metrics share.
 
     Args:
-        pipeline: A diffusers DDPM, already on its device.
+        pipeline: A model as `Generator` takes it, already on its device.
         settings: The sizes.
         dataset: As in `evaluate`.
         attributes: As in `evaluate`.
@@ -115,10 +125,16 @@ class Evaluation:
     """
 
     def __init__(
-        self, pipeline: DDPMPipeline, settings: EvaluationSettings, dataset: str, attributes: str | None, store: Store
+        self,
+        pipeline: DiffusionPipeline,
+        settings: EvaluationSettings,
+        dataset: str,
+        attributes: str | None,
+        store: Store,
     ) -> None:
         self.pipeline, self.settings, self.dataset = pipeline, settings, dataset
         self.unet, self.scheduler, self.seed = pipeline.unet, pipeline.scheduler, settings.seed
+        self.autoencoder, self.image_shape = autoencoder_of(pipeline), image_shape(pipeline)
         self.attributes_source = ("faces" if dataset == "faces" else None) if attributes == "auto" else attributes
         self.digest = model_digest(pipeline)
         self.shared = store
@@ -147,7 +163,13 @@ class Evaluation:
 
     def real_images(self, count: int) -> torch.Tensor:
         """Return the first of this evaluation's real images, see `real_images`."""
-        return real_images(self.dataset, self.unet.config.sample_size, count, seed=self.seed)
+        return real_images(self.dataset, self.image_shape[1], count, seed=self.seed)
+
+    @torch.no_grad()
+    def real_latents(self, count: int) -> torch.Tensor:
+        """Return what the model denoises of the same images: themselves, or their latents."""
+        images = self.real_images(count).split(self.settings.batch_size)
+        return torch.cat([images_to_latents(self.autoencoder, part).cpu() for part in images])
 
     @cached_property
     def attributes(self) -> AttributeClassifier:

@@ -6,12 +6,12 @@ FID falls as samples grow, KID is unbiased; the intervals of both are delete-a-g
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from tqdm import tqdm
 
 from isodiff.metrics.feature_distances import (
     Array,
@@ -61,19 +61,17 @@ def extract_features(
         raise ValueError(f"images must be a uint8 array (N, 1 or 3, H, W) with N ≥ 1; got {got}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}")
-    store = store or Store()
 
     def compute(chunk: NDArray[np.uint8]) -> dict[str, np.ndarray]:
         batches = torch.from_numpy(chunk).split(batch_size)
         return {"features": np.concatenate([extractor(batch).cpu().numpy() for batch in batches])}
 
-    pieces = []
-    starts = range(0, len(images), _CHUNK)
-    for start in tqdm(starts, desc="features", disable=not store.progress, leave=False):
+    work = []
+    for start in range(0, len(images), _CHUNK):
         chunk = np.ascontiguousarray(images[start : start + _CHUNK])
         key = {"what": "features", "images": content_digest(chunk), "extractor": dict(extractor.protocol)}
-        pieces.append(store.get(lambda chunk=chunk: compute(chunk), **key)["features"])
-    return np.concatenate(pieces)
+        work.append((partial(compute, chunk), key))
+    return np.concatenate([piece["features"] for piece in (store or Store()).get_all(work)])
 
 
 def fid(

@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from isodiff.diffusion.latent import autoencoder_of, latent_shape, latents_to_images
 from isodiff.diffusion.process import ddim_sample
 from isodiff.metrics.store import content_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from diffusers import DDPMPipeline
+    from diffusers import DiffusionPipeline
 
     Generate = Callable[[Tensor], Tensor]
     """A map from latents (B, C, H, W) to images (B, C', H', W'), nominally in [−1, 1]."""
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
 class Generator:
     """The sampler of one model, x_T ↦ x₀ by DDIM at η = 0, with gradients only where they are asked for.
 
+    Of a latent-diffusion model, what it samples is decoded: x₀ is an image.
+
     Args:
-        pipeline: A diffusers DDPM.
+        pipeline: A diffusers DDPM, latent-diffusion model, or Stable Diffusion with its prompt fixed.
         num_steps: Steps of DDIM; the paper takes 20 for FID and 100 for PPL.
 
     Attributes:
@@ -33,21 +36,32 @@ class Generator:
         digest: SHA-256 of weights, scheduler settings and number of steps: what every image depends on.
     """
 
-    def __init__(self, pipeline: DDPMPipeline, num_steps: int = 20) -> None:
+    def __init__(self, pipeline: DiffusionPipeline, num_steps: int = 20) -> None:
         self.unet, self.scheduler, self.num_steps = pipeline.unet, pipeline.scheduler, num_steps
-        size = self.unet.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        self.shape = (self.unet.config.in_channels, height, width)
+        self.autoencoder = autoencoder_of(pipeline)
+        self.shape = latent_shape(self.unet)
         self.digest = content_digest(model_digest(pipeline), str(num_steps))
 
     def __call__(self, x_T: Tensor) -> Tensor:
         """Return the images of a batch of latents, clamped to [−1, 1] as diffusers' pipelines do."""
-        return ddim_sample(self.unet, self.scheduler, x_T.to(self.unet.device), self.num_steps).clamp(-1, 1)
+        return self.unclamped(x_T).clamp(-1, 1)
+
+    def unclamped(self, x_T: Tensor) -> Tensor:
+        """Return the images before the last clamp."""
+        x_0 = ddim_sample(self.unet, self.scheduler, x_T.to(self.unet.device), self.num_steps)
+        return latents_to_images(self.autoencoder, x_0)
 
 
-def model_digest(pipeline: DDPMPipeline) -> str:
-    """Return the SHA-256 of a model's weights and of its scheduler's settings."""
-    state = pipeline.unet.state_dict()
+def model_digest(pipeline: DiffusionPipeline) -> str:
+    """Return the SHA-256 of a model's weights, an autoencoder's and a prompt among them, and of its settings."""
+    state = dict(pipeline.unet.state_dict())
+    autoencoder = autoencoder_of(pipeline)
+    if autoencoder is not None:
+        state |= {f"autoencoder.{name}": tensor for name, tensor in autoencoder.state_dict().items()}
+        state["autoencoder.scale"] = torch.tensor(autoencoder.config.scaling_factor)
+    for name in ("embedding", "negative", "guidance_scale"):  # of a fixed prompt
+        if getattr(pipeline.unet, name, None) is not None:
+            state[f"prompt.{name}"] = torch.as_tensor(getattr(pipeline.unet, name))
     settings = {k: v for k, v in sorted(pipeline.scheduler.config.items()) if not k.startswith("_")}
     parts = (part for name, tensor in sorted(state.items()) for part in (name, tensor.float().cpu().numpy()))
     return content_digest(json.dumps(settings, default=str), *parts)

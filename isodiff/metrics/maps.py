@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from isodiff.diffusion.hspace import encode
-from isodiff.diffusion.process import check_steps, ddim_sample
+from isodiff.diffusion.process import check_steps
 from isodiff.geometry.jacobian import Map
 from isodiff.metrics.generator import draw_latents
 
@@ -78,12 +78,12 @@ def encoder_map(unet: UNet2DModel, t: int, *, pooling: Literal["mean"] | int | N
 
 
 def sampler_map(generate: Generator) -> DescribedMap:
-    """Return the whole sampler x_T → x₀, before the last clamp.
+    """Return the whole sampler x_T → x₀, a decoder included, before the last clamp.
 
     Note:
         Where the scheduler clips an estimate of x₀ on the way, the derivative is zero there: that is part of the map.
     """
     return DescribedMap(
-        lambda x_T: ddim_sample(generate.unet, generate.scheduler, x_T, generate.num_steps),
+        generate.unclamped,
         {"map": "sampler", "num_steps": generate.num_steps},
     )

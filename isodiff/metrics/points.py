@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from tqdm import tqdm
 
 from isodiff.geometry.jacobian import Map
 from isodiff.metrics.maps import DescribedMap
@@ -25,15 +24,21 @@ def by_batches(
     numbered: bool = False,
     **key: Any,  # noqa: ANN401 - plain JSON values
 ) -> np.ndarray:
-    """Compute an array row by row, keeping each batch under the digest of its points (and their numbers)."""
+    """Compute a finite array row by row, keeping each batch under the digest of its points (and their numbers)."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    store, pieces = store or Store(), []
-    for start in tqdm(range(0, len(x), batch_size), desc=key["what"], disable=not store.progress, leave=False):
+    work = []
+    for start in range(0, len(x), batch_size):
         points = x[start : start + batch_size]
         entry = {**key, "version": 1, "points": digest(points), **({"start": start} if numbered else {})}
-        pieces.append(store.get(lambda p=points, s=start: {"values": compute(p, s)}, **entry)["values"])
-    return np.concatenate(pieces)
+        work.append((lambda p=points, s=start: {"values": _finite(compute(p, s), key["what"])}, entry))
+    return np.concatenate([piece["values"] for piece in (store or Store()).get_all(work)])
+
+
+def _finite(values: np.ndarray, what: str) -> np.ndarray:
+    if not np.isfinite(values).all():
+        raise ValueError(f"{what} of the map must be finite; got {int((~np.isfinite(values)).sum())} that are not")
+    return values
 
 
 def jackknife(statistic: Callable[[np.ndarray], float], values: np.ndarray) -> tuple[float, np.ndarray]:

@@ -57,8 +57,15 @@ class Record:
         text = json.dumps({"format": FORMAT, **plain}, indent=1, ensure_ascii=False, allow_nan=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(_short_lists(text) + "\n", encoding="utf-8")
-        partial.replace(path)
+        try:
+            partial.write_text(_short_lists(text) + "\n", encoding="utf-8")
+            partial.replace(path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise OSError(
+                f"the record {path} could not be written ({error}); make room and run the same command again, "
+                "which computes nothing that is in the cache"
+            ) from error
 
     @classmethod
     def load(cls, path: str | Path) -> Record:
@@ -80,7 +87,7 @@ class Record:
         try:
             measured = {name: Measurement.from_json(m) for name, m in plain.pop("measurements").items()}
             return cls(**plain, measurements=measured)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path} is damaged: {error}; write it again with `isodiff evaluate`") from error
 
 

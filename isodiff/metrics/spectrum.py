@@ -81,7 +81,10 @@ def singular_spectrum(
     def compute(points: Tensor, start: int) -> np.ndarray:
         if facts["method"] == "dense":
             with torch.no_grad():
-                return torch.linalg.svdvals(dense_jacobian(f, points, tangent=tangent))[:, :k].cpu().numpy()
+                J = dense_jacobian(f, points, tangent=tangent)
+                if not J.isfinite().all():
+                    raise ValueError("the Jacobian must be finite; the map overflows, or divides zero by zero")
+                return torch.linalg.svdvals(J)[:, :k].cpu().numpy()
         options = {"criterion": "values", "tolerance": _TOLERANCE, "generator": number_generator(seed, "krylov", 0)}
         return singular_values(f, points, k, tangent=tangent, **options).cpu().numpy()
 
@@ -264,5 +267,6 @@ def _resolve(f: Map, x: Tensor, k: int, method: Method, tangent: bool) -> dict[s
 
 
 def _dimensions(f: Map, x: Tensor) -> tuple[int, int]:
+    require_points(x, 1)
     with torch.no_grad():
         return x[0].numel(), f(x[:1])[0].numel()

@@ -112,7 +112,7 @@ def _mrtl(run: Evaluation) -> Measurements:
 
 def _spectra(run: Evaluation, measure: Callable[..., Measurement], count: int, **options: object) -> Measurements:
     """Measure X_t → H at every step of the settings, keyed by the step."""
-    images = run.real_images(count)
+    images = run.real_latents(count)
     measured = {}
     for t in run.settings.spectrum_times:
         x_t = noisy_images(run.scheduler, images, t, seed=run.seed).to(run.settings.device)
@@ -223,8 +223,12 @@ def _lacks_truth(run: Evaluation) -> str:
     return "" if run.dataset == "faces" else f"the truth is known of 'faces' only, not of {run.dataset!r}"
 
 
+def _latent(run: Evaluation) -> str:
+    return "" if run.autoencoder is None else "it is defined for models of pixels, and this one has latents"
+
+
 def _wrong_channels(run: Evaluation) -> str:
-    channels = run.unet.config.out_channels
+    channels = run.image_shape[0]
     return "" if channels in (1, 3) else f"its images have {channels} channels, and the networks see 1 or 3"
 
 
@@ -239,12 +243,12 @@ SUITE: dict[str, Family] = {
     "map": Family(_map),
     "separability": Family(_separability, _lacks_attributes),
     "truth": Family(_truth, _lacks_truth),
-    "alignment": Family(_alignment, _lacks_truth),
+    "alignment": Family(_alignment, lambda run: _lacks_truth(run) or _latent(run)),
     "smoothness": Family(suite_editing.smoothness, _wrong_channels),
     "lerp": Family(suite_editing.straight_walks, _lacks_truth),
     "directions": Family(suite_editing.directions, _lacks_truth),
-    "inversion": Family(suite_editing.inversion, _wrong_channels),
-    "interpolation": Family(suite_editing.interpolation, _wrong_channels),
-    "levels": Family(suite_editing.noise_levels, _wrong_channels),
+    "inversion": Family(suite_editing.inversion, lambda run: _wrong_channels(run) or _latent(run)),
+    "interpolation": Family(suite_editing.interpolation, lambda run: _wrong_channels(run) or _latent(run)),
+    "levels": Family(suite_editing.noise_levels, lambda run: _wrong_channels(run) or _latent(run)),
 }
 """The metrics of `isodiff evaluate`, by the name to ask for them; several may come of one name."""

@@ -285,10 +285,11 @@ def test_archive_cut_short(tmp_path: Path, compression: str, fraction: float) ->
         open_dataset(f"folder:{tmp_path / 'cut.tar'}", 8)
 
 
-def test_archive_beyond_the_memory_limit(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """An archive is a stream and cannot be decoded on demand."""
-    archive = pack(folder, tmp_path_factory.mktemp("archive") / "images.tar", "w")
-    with pytest.raises(ValueError, match=r"3 images of 8 x 8 pixels exceed memory_limit=100 bytes; extract"):
+def test_compressed_archive_beyond_the_memory_limit(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A compressed archive is a stream and cannot be decoded on demand; the message says what can."""
+    archive = pack(folder, tmp_path_factory.mktemp("archive") / "images.tar.gz", "w:gz")
+    expected = r"3 images of 8 x 8 pixels exceed memory_limit=100 bytes, .* decompress it to a plain \.tar"
+    with pytest.raises(ValueError, match=expected):
         open_dataset(f"folder:{archive}", 8, memory_limit=100)
 
 

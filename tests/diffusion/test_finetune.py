@@ -16,9 +16,10 @@ from diffusers import DDPMPipeline, UNet2DModel
 
 from isodiff.datasets.faces import FacesDataset
 from isodiff.diffusion.config import FinetuneConfig
-from isodiff.diffusion.finetune import TrainingState, draw_regularised_step, finetune
+from isodiff.diffusion.finetune import TrainingState, finetune
 from isodiff.diffusion.hspace import encode
 from isodiff.diffusion.pretrained import build_pipeline
+from isodiff.diffusion.regularizer import draw_regularised_step
 from isodiff.geometry.isometry import exact_isometry_loss
 
 CONFIG = FinetuneConfig(

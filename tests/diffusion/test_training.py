@@ -144,7 +144,7 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
 
 
 def test_unknown_models_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"model_index\.json, or one of"):
+    with pytest.raises(FileNotFoundError, match=r"model_index\.json, one shipped here"):
         load_pipeline(tmp_path / "nothing")
     with pytest.raises(ValueError, match="unknown architecture 'vgg'; accepted: faces32, digits16"):
         build_unet("vgg")

@@ -1,0 +1,106 @@
+"""Tiny models of the same classes as the real ones, made on the spot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    LDMPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+    VQModel,
+)
+
+
+def tiny_unet(channels: int = 3, size: int = 8) -> UNet2DModel:
+    """Return an unconditional U-Net with attention at the bottleneck."""
+    return UNet2DModel(
+        sample_size=size,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=(4, 8),
+        norm_num_groups=4,
+        layers_per_block=1,
+        attention_head_dim=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    )
+
+
+def tiny_ddpm(seed: int = 0) -> DDPMPipeline:
+    """Return a model of pixels, 8 × 8."""
+    torch.manual_seed(seed)
+    return DDPMPipeline(unet=tiny_unet(), scheduler=DDPMScheduler(timestep_spacing="trailing"))
+
+
+def tiny_autoencoder(kind: str = "kl", seed: int = 0) -> AutoencoderKL | VQModel:
+    """Return an untrained autoencoder, 16 × 16 pixels to 2 × 8 × 8 latents."""
+    torch.manual_seed(seed)
+    settings = {
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "block_out_channels": (4, 8),
+        "latent_channels": 2,
+        "norm_num_groups": 4,
+        "sample_size": 16,
+        "scaling_factor": 0.7,
+    }
+    return AutoencoderKL(**settings) if kind == "kl" else VQModel(**settings, num_vq_embeddings=16)
+
+
+def tiny_ldm(kind: str = "kl", seed: int = 0) -> LDMPipeline:
+    """Return an unconditional latent-diffusion model of 16 × 16 images."""
+    autoencoder = tiny_autoencoder(kind, seed)
+    scheduler = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
+    return LDMPipeline(vqvae=autoencoder, unet=tiny_unet(2), scheduler=scheduler)
+
+
+def tiny_stable_diffusion(folder: Path, prediction: str = "epsilon", seed: int = 0) -> StableDiffusionPipeline:
+    """Return a Stable Diffusion pipeline of 16 × 16 images; its vocabulary is written to the folder."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    symbols = ["a", "b", "c", "e", "f", "a</w>", "b</w>", "c</w>", "e</w>", "f</w>", "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({symbol: i for i, symbol in enumerate(symbols)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=8)
+    torch.manual_seed(seed)
+    text = CLIPTextConfig(
+        vocab_size=len(symbols),
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=8,
+        bos_token_id=10,
+        eos_token_id=11,
+        pad_token_id=11,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=2,
+        out_channels=2,
+        block_out_channels=(4, 8),
+        norm_num_groups=4,
+        layers_per_block=1,
+        attention_head_dim=2,
+        cross_attention_dim=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+    return StableDiffusionPipeline(
+        vae=tiny_autoencoder("kl", seed),
+        text_encoder=CLIPTextModel(text).eval(),
+        tokenizer=tokenizer,
+        unet=unet.eval(),
+        scheduler=DDIMScheduler(clip_sample=False, timestep_spacing="trailing", prediction_type=prediction),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )

@@ -1,0 +1,243 @@
+"""Several processes share an evaluation: each piece is made once, the record is that of one process, to the byte.
+
+`accelerate launch` and `torchrun` run this very file on two processes; what they did is compared here with one process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from accelerate import PartialState
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+from isodiff.cli import main
+from isodiff.diffusion.pretrained import save_pipeline
+from isodiff.metrics.fidelity import extract_features
+from isodiff.metrics.points import by_batches
+from isodiff.metrics.store import Arrays, Store
+
+METRICS = "mrtl,mcn,isotropy,map"  # of both kinds: in chunks of numbered pairs, and in batches of points
+SIZES = {
+    "num_rtl_pairs": 5,
+    "rtl_points": 3,
+    "rtl_steps": 2,
+    "spectrum_times": [300, 600],
+    "num_spectra": 3,
+    "spectrum_k": 3,
+    "num_isotropy": 40,
+    "num_maps": 3,
+    "map_k": 2,
+    "map_steps": 1,
+    "batch_size": 3,
+}
+
+
+def _save_model(path: Path) -> None:
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=8,
+        block_out_channels=(4, 8),
+        norm_num_groups=4,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    )
+    save_pipeline(DDPMPipeline(unet=unet, scheduler=DDPMScheduler()), path)
+
+
+def _evaluate(folder: Path, name: str) -> list[str]:
+    sizes = [text for size, value in SIZES.items() for text in ("-p", f"{size}={value}")]
+    places = ["--output", str(folder / name / "records"), "--cache", str(folder / name / "cache")]
+    return ["evaluate", str(folder / "model"), "--metrics", METRICS, "--device", "cpu", *sizes, *places]
+
+
+class _Mean:
+    """The mean colour of an image, as its features."""
+
+    protocol: ClassVar = {"network": "mean"}
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return images.float().mean((2, 3))
+
+
+def _pieces(store: Store) -> dict[str, np.ndarray]:
+    """Every way to ask a store for something, twice as much as one process would make at a time."""
+
+    def rows(start: int, stop: int) -> Arrays:
+        return {"rows": np.sqrt(np.arange(start, stop))}
+
+    images = np.random.default_rng(0).integers(0, 256, (200, 3, 2, 2), dtype=np.uint8)
+    x = torch.linspace(0, 1, 7)[:, None]
+    return {
+        "one": store.get(lambda: {"one": np.ones(1)}, what="one")["one"],
+        "chunks": store.chunks(rows, 10, size=3, what="rows")["rows"],
+        "batches": by_batches(lambda points, start: points.numpy() + start, x, 2, store, numbered=True, what="x"),
+        "features": extract_features(images, _Mean(), store=store),
+    }
+
+
+def _log_writes() -> list[str]:
+    written, write = [], Store._write
+
+    def logging(self: Store, path: Path, arrays: Arrays) -> None:
+        written.append(str(path))
+        write(self, path, arrays)
+
+    Store._write = logging
+    return written
+
+
+def _two_processes(folder: Path) -> None:
+    """Do on each process what the tests look at, and write down what it saw."""
+    processes = PartialState(cpu=True)
+    rank, written = processes.process_index, _log_writes()
+    seen = {"num_processes": processes.num_processes}
+
+    pieces = _pieces(Store(folder / "pieces", processes=processes))
+    np.savez(folder / f"pieces-{rank}.npz", **pieces)
+    seen["pieces"] = list(written)
+    for store in (None, folder / f"apart-{rank}"):
+        with pytest.raises((ValueError, OSError)) as refused:
+            Store(store, processes=processes).chunks(lambda a, b: {"rows": np.arange(a, b)}, 4, size=2)
+        seen["no folder" if store is None else "apart"] = f"{refused.typename}: {refused.value}"
+
+    for attempt in ("evaluation", "again"):
+        written.clear()
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as bars:
+            seen["status"] = main(_evaluate(folder, "two"))
+        seen[attempt] = list(written)
+        seen["printed"], seen["bars"] = out.getvalue(), bars.getvalue()
+    (folder / f"seen-{rank}.json").write_text(json.dumps(seen))
+
+
+def _full_disk_on_the_second(folder: Path) -> int:
+    if os.environ["RANK"] == "1":
+
+        def full(*_arguments: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        os.replace = full
+    return main([*_evaluate(folder, "full"), "--no-progress"])
+
+
+def _launch(launcher: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    options = {
+        # On a machine without GPU, --multi_gpu means several processes; --cpu would start one.
+        "accelerate.commands.launch": ["--multi_gpu", "--num_processes", "2", "--main_process_port", port],
+        "torch.distributed.run": ["--nproc-per-node", "2", "--master-port", port],
+    }
+    command = [sys.executable, "-m", launcher, *options[launcher], *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def _complaints(finished: subprocess.CompletedProcess[str]) -> list[str]:
+    return [line for line in finished.stderr.splitlines() if line.startswith("isodiff: ")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory in which two processes have done `_two_processes`, and one the same evaluation."""
+    folder = tmp_path_factory.mktemp("sharding")
+    _save_model(folder / "model")
+    finished = _launch("accelerate.commands.launch", __file__, str(folder))
+    assert finished.returncode == 0, finished.stderr[-5000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def seen(folder: Path) -> list[dict]:
+    """What each of the two processes saw."""
+    return [json.loads((folder / f"seen-{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def test_the_record_is_that_of_one_process(folder: Path, seen: list[dict]) -> None:
+    assert [process["num_processes"] for process in seen] == [2, 2]
+    assert [process["status"] for process in seen] == [0, 0]
+    assert main([*_evaluate(folder, "one"), "--no-progress"]) == 0
+    (record,) = (folder / "two" / "records").iterdir()
+    assert record.read_bytes() == (folder / "one" / "records" / record.name).read_bytes()
+    one, two = ({p.name: p.read_bytes() for p in (folder / n / "cache").rglob("*.npz")} for n in ("one", "two"))
+    assert one == two
+
+
+def test_each_piece_is_made_once_and_the_work_is_shared(folder: Path, seen: list[dict]) -> None:
+    made = [set(process["evaluation"]) for process in seen]
+    files = {str(path) for path in (folder / "two" / "cache").rglob("*.npz")}
+    assert sum(len(process["evaluation"]) for process in seen) == len(files)
+    assert made[0] | made[1] == files
+    assert min(map(len, made)) > len(files) / 4
+    assert [process["again"] for process in seen] == [[], []]
+
+
+def test_every_way_to_ask_gives_all_processes_the_arrays_of_one(folder: Path, seen: list[dict]) -> None:
+    expected = _pieces(Store())
+    for rank in (0, 1):
+        with np.load(folder / f"pieces-{rank}.npz") as found:
+            assert set(found) == set(expected)
+            for name, values in expected.items():
+                np.testing.assert_array_equal(found[name], values)
+    # one key, 4 chunks, 4 batches, and 200 images in chunks of 64: the first process has the first of each
+    assert [len(process["pieces"]) for process in seen] == [1 + 2 + 2 + 2, 0 + 2 + 2 + 2]
+
+
+def test_only_the_main_process_speaks(seen: list[dict]) -> None:
+    assert "record: " in seen[0]["printed"]
+    assert "isotropy" in seen[0]["bars"]
+    assert [seen[1]["printed"], seen[1]["bars"]] == ["", ""]
+
+
+def test_without_a_folder_that_all_see_nothing_is_shared(seen: list[dict]) -> None:
+    refused = "ValueError: 2 processes share their work through a folder and got none"
+    assert all(process["no folder"].startswith(refused) for process in seen)
+    for rank, process in enumerate(seen):
+        assert process["apart"].startswith(f"OSError: process {rank} cannot read ")
+        assert "a cache directory that all processes see" in process["apart"]
+
+
+def test_a_process_that_fails_ends_all_and_says_why_once(folder: Path) -> None:
+    finished = _launch("torch.distributed.run", __file__, str(folder), "full")
+    assert finished.returncode != 0
+    (line,) = _complaints(finished)
+    assert "no space left for" in line
+    assert not list((folder / "full").rglob("*.json"))
+    assert main([*_evaluate(folder, "full"), "--no-progress"]) == 0  # goes on from what the other process made
+    records = [next((folder / name / "records").iterdir()).read_bytes() for name in ("two", "full")]
+    assert records[0] == records[1]
+
+
+def test_what_every_process_fails_of_is_said_once(folder: Path) -> None:
+    options = [
+        "--base",
+        str(folder / "model"),
+        "--dataset",
+        "faces",
+        "--device",
+        "cpu",
+        "--output",
+        str(folder / "nan"),
+    ]
+    sizes = ["--num-steps", "3", "--batch-size", "2", "--learning-rate", "1e30"]
+    finished = _launch("torch.distributed.run", "-m", "isodiff", "finetune", *options, *sizes)
+    assert finished.returncode != 0
+    (line,) = _complaints(finished)
+    assert "Lower learning_rate" in line
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[1])
+    sys.exit(_full_disk_on_the_second(place) if sys.argv[2:] == ["full"] else _two_processes(place))
