@@ -69,5 +69,6 @@ def shell_over_time(shells: Mapping[str, Sequence[Mapping[str, Any]]], ax: Axes,
     ax.axhline(0.01 if quantity == "ratio" else 0.1, **THEORY, label="1 %" if quantity == "ratio" else "10 %")
     ax.set_yscale("symlog", linthresh=0.01)
     ax.set(xlabel="step t", ylabel=labels[quantity])
-    ax.legend(loc="upper right")
+    ax.set_ylim(bottom=-0.02 if quantity == "ratio" else -0.2)
+    ax.legend(loc="upper right", frameon=True, facecolor="white", edgecolor="none", framealpha=1)
     return ax
