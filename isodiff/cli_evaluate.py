@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -80,7 +81,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from isodiff.metrics.record import comparison_table
 
     output = Path(options.output) if options.output else repository_root() / "runs" / "evaluation"
-    paths = [output / f"{_record_name(model)}.json" for model in options.models]
+    paths = [output / f"{_record_name(model, options.prompt)}.json" for model in options.models]
     if len(set(paths)) < len(paths):
         raise ValueError(f"two checkpoints would write the same record; give each a name of its own: {options.models}")
     require_folder(output)
@@ -130,9 +131,10 @@ def _join(device: str) -> tuple[PartialState, str]:
     return processes, str(processes.device) if processes.num_processes > 1 else device
 
 
-def _record_name(model: str) -> str:
-    """Return the last two parts of a checkpoint's path, joined: ``faces32/base`` becomes ``faces32-base``."""
-    return "-".join(part for part in Path(model).parts[-2:] if part not in ("/", ".", ".."))
+def _record_name(model: str, prompt: str | None) -> str:
+    """Return the last two parts of a checkpoint's name and the prompt, joined: ``faces32/base`` is ``faces32-base``."""
+    parts = [part for part in Path(model.removeprefix("hub:")).parts[-2:] if part not in ("/", ".", "..")]
+    return re.sub(r"[^\w.-]+", "_", "-".join(parts if prompt is None else [*parts, prompt or "no prompt"]))
 
 
 def _compare(options: argparse.Namespace) -> int:

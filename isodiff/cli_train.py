@@ -146,13 +146,17 @@ def _finetune(options: argparse.Namespace) -> int:
 
 def accelerator_for(device: str, mixed_precision: str = "no") -> Accelerator:
     """Return accelerate's handle on the device that an option named, for this process of however many."""
+    import torch
     from accelerate import Accelerator
 
     from isodiff.parameters import resolve_device
 
-    cpu = resolve_device(device).type == "cpu"
+    chosen = resolve_device(device)
+    cpu = chosen.type == "cpu"
     if mixed_precision == "fp16" and cpu:
         raise ValueError("mixed_precision is 'fp16', which needs a CUDA device; give 'bf16' or 'no' on a CPU")
+    if chosen.index is not None:  # accelerate takes the current device
+        torch.cuda.set_device(chosen)
     return Accelerator(mixed_precision=mixed_precision, cpu=cpu)
 
 

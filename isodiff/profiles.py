@@ -170,8 +170,11 @@ PROFILES: dict[str, dict[str, Settings]] = {
             batch_size=32,
             lambda_iso=1e-4,
             normalize=False,
+            isometry_route="differences",
+            gradient_checkpointing=True,
+            gradient_accumulation_steps=4,
             metrics=("fid", "kid", "ppl", "mrtl", "mcn", "vor", "isotropy"),
-            num_processes=4,
+            num_processes=1,
         ),
     },
 }

@@ -22,6 +22,9 @@ class RealModelSettings(Settings):
         lambda_iso: Weight of the isometry term.
         normalize: Whether it multiplies the isotropy L_iso · rank, instead of L_iso.
         p: Share of the diffusion steps that is not regularised.
+        isometry_route: How the term's gradient is taken, "double_backward" or "differences".
+        gradient_checkpointing: Whether to compute activations again instead of keeping them.
+        gradient_accumulation_steps: Passes a batch is cut into.
         metrics: What is measured live of each model, names of ``isodiff evaluate``.
         measured: Its sizes in place of the profile's, as a JSON object.
         num_ddim_steps: Steps of the sampler.
@@ -38,6 +41,9 @@ class RealModelSettings(Settings):
     lambda_iso: float
     normalize: bool
     p: float = 0.5
+    isometry_route: str = "double_backward"
+    gradient_checkpointing: bool = False
+    gradient_accumulation_steps: int = 1
     metrics: tuple[str, ...]
     measured: str = "{}"
     num_ddim_steps: int = 20

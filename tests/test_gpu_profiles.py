@@ -105,7 +105,7 @@ TINY: dict[str, dict[str, Any]] = {
         "num_shell_images": 16,
         "num_shown": 2,
         "num_live_steps": 4,
-        "batch_size": 2,
+        "batch_size": 4,
         "metrics": ["isotropy"],
         "measured": '{"num_isotropy": 4, "spectrum_times": [800]}',
         "num_ddim_steps": 2,

@@ -147,7 +147,8 @@ def fit_autoencoder(
     learning_rate = get_scheduler(
         "cosine", optimizer, num_warmup_steps=200, num_training_steps=config.num_steps, last_epoch=start - 1
     )
-    batches = GlobalBatches(len(images), config, start, accelerator)
+    sequential = getattr(images, "sequential", False)
+    batches = GlobalBatches(len(images), config, start, accelerator, sequential=sequential)
     loader = DataLoader(images, batch_sampler=batches, num_workers=config.num_workers, generator=torch.Generator())
     for step, x in enumerate(loader, start=start + 1):
         eps = own_rows(torch.randn(latent, generator=generator_of(config.seed, step - 1, "posterior")), accelerator)
@@ -211,6 +212,8 @@ def train_autoencoder(
     require_folder(output)
     if record_file.exists():
         require_same_run(read_record(record_file), config, lasting, output)
+        if accelerator.is_main_process:
+            discard_checkpoint(checkpoint)  # a kill may have come between the record and this
         return load_autoencoder(output)
     autoencoder = build_autoencoder(images.resolution, channels=images.channels, seed=config.seed)
     main = accelerator.is_main_process

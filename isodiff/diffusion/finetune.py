@@ -1,4 +1,4 @@
-r"""Training and isometric fine-tuning of a DDPM.
+r"""Training and isometric fine-tuning of a diffusion model.
 
 The loss is (Eq. 7, Hahm et al. 2024)
 
@@ -95,7 +95,7 @@ def finetune(
     provenance: dict[str, str] | None = None,
     stop: Callable[[], int] | None = None,
 ) -> Iterator[TrainingState]:
-    """Train a DDPM on Eq. 7, step by step; the caller owns the loop and the logging.
+    """Train a model on Eq. 7, step by step; the caller owns the loop and the logging.
 
     Args:
         pipeline: its U-Net is trained in place; an autoencoder it may have stays as it is, and the latents of the

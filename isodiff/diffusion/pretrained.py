@@ -145,7 +145,12 @@ def _fetch(name: str, revision: str | None) -> Path:
     """Return the folder of a hub model: from the cache if it is whole there, else downloaded."""
     from huggingface_hub import model_info
     from huggingface_hub.constants import is_offline_mode
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     command = f"hf download {name}" + (f" --revision {revision}" if revision else "")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
@@ -158,10 +163,10 @@ def _fetch(name: str, revision: str | None) -> Path:
         raise ConnectionError(
             f"{name} is not in the cache and HF_HUB_OFFLINE is set; where there is a network: {command}"
         )
-    try:
-        model_info(
-            name, revision=revision, timeout=_SECONDS
-        )  # fails at once where a download would try again and again
+    try:  # this fails at once where a download would try again and again
+        model_info(name, revision=revision, timeout=_SECONDS)
+    except RevisionNotFoundError as error:
+        raise FileNotFoundError(f"the hub has no revision {revision!r} of {name!r}") from error
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(f"the hub has no model {name!r}, or not for everybody") from error
     except Exception as error:  # the hub's client raises whatever its transport does
@@ -231,7 +236,7 @@ def save_pipeline(pipeline: DiffusionPipeline, path: str | Path, *, half: bool =
 def _halve(file: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    tensors = {name: tensor.half() for name, tensor in load_file(file).items()}
+    tensors = {n: t.half() if t.is_floating_point() else t for n, t in load_file(file).items()}
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise ValueError(f"{file.parent.name} has weights beyond the range of float16; store it in full")
     save_file(tensors, file, metadata={"format": "pt"})

@@ -5,7 +5,8 @@ denoises with
 
     ε(x_t, t) = ε_θ(x_t, t, ∅) + w (ε_θ(x_t, t, c) − ε_θ(x_t, t, ∅)),
 
-which at w = 1 is the conditional model. The bottleneck h is that of the conditional branch.
+which at w = 1 is the conditional model. The bottleneck h is that of the conditional branch, which `encode` computes; to
+watch or change h while sampling, w must be 1.
 """
 
 from __future__ import annotations

@@ -105,7 +105,8 @@ def evaluate(
         profile=profile,
         seed=seed,
         device=sizes.device.type,
-        settings={k: v for k, v in dataclasses.asdict(sizes).items() if k not in ("profile", "seed", "device")},
+        settings={k: v for k, v in dataclasses.asdict(sizes).items() if k not in ("profile", "seed", "device")}
+        | ({} if prompt is None else {"prompt": prompt}),
         versions=versions(),
         revision=git_revision(),
         measurements=measurements,
@@ -196,7 +197,8 @@ def real_images(dataset: str, resolution: int, count: int, *, seed: int = 0) -> 
         seed: Of the evaluation.
 
     Returns:
-        (count, C, R, R) in [−1, 1]: a fixed random choice, of which a smaller one is a part.
+        (count, C, R, R) in [−1, 1]: a fixed random choice, of which a smaller one is a part; of a stream, which is
+        shuffled by itself, the first.
 
     Raises:
         ValueError: If the data set has fewer.
@@ -204,5 +206,7 @@ def real_images(dataset: str, resolution: int, count: int, *, seed: int = 0) -> 
     real = open_dataset(dataset, resolution, seed=_REAL_SEED + seed)
     if count > len(real):
         raise ValueError(f"{dataset} has {len(real):,} images and {count:,} are asked for; ask for fewer")
+    if getattr(real, "sequential", False):
+        return torch.stack(list(real.__getitems__(list(range(count)))))
     chosen = np.random.default_rng([_REAL_SEED, seed]).permutation(len(real))[:count]
     return torch.stack(list(real.__getitems__(chosen.tolist())))
