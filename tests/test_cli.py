@@ -11,6 +11,7 @@ import pytest
 
 import isodiff
 from isodiff import cli, course
+from isodiff.cli_evaluate import _record_name
 from isodiff.metrics import weights
 
 
@@ -138,3 +139,17 @@ def test_run_passes_everything_on_and_reports_failures(monkeypatch: pytest.Monke
     }
     received["failure"] = course.Failure("cell [3]", "ValueError: no")
     assert cli.main(["run"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "prompt", "name"),
+    [
+        ("faces32/base", None, "faces32-base"),
+        ("./runs/a/", None, "runs-a"),
+        ("hub:owner/name@v1", None, "owner-name_v1"),
+        ("hub:owner/name", "a face", "owner-name-a_face"),
+        ("hub:owner/name", "", "owner-name-no_prompt"),
+    ],
+)
+def test_a_record_is_named_after_its_model_and_prompt(model: str, prompt: str | None, name: str) -> None:
+    assert _record_name(model, prompt) == name
