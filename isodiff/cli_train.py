@@ -25,7 +25,7 @@ _PRETRAIN_DEFAULTS = {
 }
 _ISOMETRY_FIELDS = (
     *("lambda_iso", "normalize", "p", "metric", "num_probes"),
-    *("regularize_every", "regularize_fraction", "isometry_route"),
+    *("regularize_every", "regularize_fraction", "isometry_route", "regularize_times", "estimator"),
 )
 
 

@@ -17,7 +17,9 @@ class EvaluationSettings(Settings):
         num_ppl_pairs: Pairs of latents of the perceptual path length.
         ppl_steps: DDIM steps of its images; the paper takes 100.
         ppl_epsilon: Distance of its two positions on the path, as a share of the path.
-        num_sweep_pairs: Pairs at each epsilon of the sweep.
+        ppl_networks: Networks inside LPIPS, "alex" and "vgg"; the paper takes the first.
+        ppl_modes: Where on the path, "full" and "end"; the paper takes the first.
+        num_sweep_pairs: Pairs at each epsilon of the sweep; 0 for no sweep.
         sweep_epsilons: Those epsilons, descending.
         num_rtl_pairs: Pairs of latents of the relative trajectory length.
         rtl_points: Points of each path, both ends included.
@@ -34,6 +36,7 @@ class EvaluationSettings(Settings):
         num_kept: The most confident of them, for each attribute; the paper keeps 1,000.
         num_truth_pairs: Pairs of latents whose paths are compared with the true factors.
         truth_points: Points of each such path, both ends included.
+        truth_floor: Whether the floor of that measurement is measured too, at twice the cost.
         num_alignment: Images, and latents, at which tangent spaces are compared.
         walk_points: Frames of the paths of num_truth_pairs on which adjacent ones are compared, both ends included.
         num_edited: Latents moved along leading directions of the bottleneck.
@@ -59,6 +62,8 @@ class EvaluationSettings(Settings):
     num_ppl_pairs: int
     ppl_steps: int
     ppl_epsilon: float = 1e-4
+    ppl_networks: tuple[str, ...] = ("alex", "vgg")
+    ppl_modes: tuple[str, ...] = ("full", "end")
     num_sweep_pairs: int
     sweep_epsilons: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
     num_rtl_pairs: int
@@ -75,6 +80,7 @@ class EvaluationSettings(Settings):
     num_kept: int
     num_truth_pairs: int
     truth_points: int
+    truth_floor: bool = True
     num_alignment: int
     walk_points: int
     num_edited: int

@@ -6,8 +6,13 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from isodiff.geometry.isometry import require_estimator
+
 # Younger than the first checkpoints, which do not tell of them: at their defaults they change nothing.
-_LATER = ("regularize_every", "regularize_fraction", "isometry_route", "channels_last", "compile")
+_LATER = (
+    *("regularize_every", "regularize_fraction", "isometry_route", "channels_last", "compile"),
+    *("regularize_times", "estimator"),
+)
 
 
 @dataclass(frozen=True)
@@ -25,9 +30,13 @@ class FinetuneConfig:
         lambda_iso: weight of the isometry term, ≥ 0; 0 is plain fine-tuning, the control.
         normalize: if true, `lambda_iso` multiplies the isotropy L_iso · rank instead of L_iso, which makes it
             comparable across sizes.
-        p: share of the T steps, from t = 0 up, that is not regularised, in [0, 1].
+        p: share of the T steps that is not regularised, in [0, 1].
+        regularize_times: which steps the others are: "late", t + 1 > pT, as in Eq. 7; "early", t + 1 ≤ (1 − p)T, as
+            many at the other end; or "variance", the late ones with the term weighted by 1 − ᾱ_t.
         metric: of the isometry term, "stereographic", "chart_identity" or "euclidean".
         num_probes: random directions a row.
+        estimator: of Eq. 6 from these, "ratio", "unbiased", "jackknife" or "per_row", see `isometry_loss`. All but the
+            ratio need the whole batch in one process and one pass.
         regularize_every: k: the isometry term is added at every k-th step only, k times as strong, with the same
             expectation and 1/k of the cost. `max_grad_norm` clips the k-fold gradient.
         regularize_fraction: share of the batch's rows that the isometry term is taken on, in (0, 1], rounded to whole
@@ -61,6 +70,8 @@ class FinetuneConfig:
     p: float = 0.5
     metric: str = "stereographic"
     num_probes: int = 1
+    regularize_times: str = "late"
+    estimator: str = "ratio"
     regularize_every: int = 1
     regularize_fraction: float = 1.0
     isometry_route: str = "double_backward"
@@ -108,10 +119,17 @@ class FinetuneConfig:
             "metric": ("stereographic", "chart_identity", "euclidean"),
             "mixed_precision": ("no", "fp16", "bf16"),
             "isometry_route": ("double_backward", "differences"),
+            "regularize_times": ("late", "early", "variance"),
         }
         for name, accepted in choices.items():
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name} must be one of {', '.join(accepted)}; got {getattr(self, name)!r}")
+        require_estimator(self.estimator, self.num_probes)
+        if self.estimator != "ratio" and self.gradient_accumulation_steps > 1:
+            raise ValueError(
+                f"estimator {self.estimator!r} needs the whole batch in one pass; got "
+                f"gradient_accumulation_steps = {self.gradient_accumulation_steps}"
+            )
 
     def defining(self) -> dict[str, Any]:
         """Return the settings that a checkpoint must share with the run that goes on from it.

@@ -228,6 +228,8 @@ def _check_fit(pipeline: DiffusionPipeline, images: Dataset, config: FinetuneCon
         raise ValueError(f"the images have shape {shape}; this model needs {expected} (channels, height, width)")
     if config.lambda_iso > 0:
         check_encoder(pipeline.unet)
+        if config.estimator != "ratio" and num_processes > 1:
+            raise ValueError(f"estimator {config.estimator!r} needs one process; got {num_processes}")
         if regularised_rows(config) % num_processes:
             raise ValueError(
                 f"regularize_fraction × batch_size must be a multiple of the {num_processes} processes; "

@@ -117,6 +117,7 @@ def _small(*, channels: tuple[int, ...], size: int, image_channels: int, head: i
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "faces32": _small(channels=(16, 48, 64, 96), size=32, image_channels=3, head=24),
     "digits16": _small(channels=(24, 48, 48), size=16, image_channels=1, head=16),
+    "faces16": _small(channels=(16, 32, 32), size=16, image_channels=3, head=16),
     "latent16": _small(channels=(32, 48, 64), size=16, image_channels=4, head=16),
     "ddpm-32": _ddpm(channels=(128, 256, 256, 256), attention=1, size=32),
     "ddpm-256": _ddpm(channels=(128, 128, 256, 256, 512, 512), attention=4, size=256),
@@ -132,7 +133,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "attention_head_dim": 32,
     },
 }
-"""`UNet2DModel` settings: the first three are trained here, `latent16` on latents; the others are published."""
+"""`UNet2DModel` settings: the first four are trained here, `latent16` on latents; the others are published."""
 
 AUTOENCODERS: dict[str, dict[str, Any]] = {
     "ldm-256": {

@@ -23,7 +23,7 @@ import torch
 from isodiff.diffusion.execution import checkpointing, compiled
 from isodiff.diffusion.global_batch import generator_of, global_mean, own_rows
 from isodiff.diffusion.hspace import bottleneck_shape, encode
-from isodiff.geometry.isometry import isometry_loss_share, isotropy, trace_samples
+from isodiff.geometry.isometry import estimate_loss, isometry_loss_share, isotropy, trace_samples
 from isodiff.geometry.trace import sample_probes
 
 if TYPE_CHECKING:
@@ -75,7 +75,9 @@ class IsometryTerm:
         if config.lambda_iso == 0 or step % config.regularize_every:
             return Regularised()
         generator = generator_of(config.seed, step, "isometry")
-        t = draw_regularised_step(self.scheduler.config.num_train_timesteps, config.p, generator)
+        t = draw_regularised_step(
+            self.scheduler.config.num_train_timesteps, config.p, generator, early=config.regularize_times == "early"
+        )
         if t is None:
             return Regularised()
         # Drawn for the whole batch, so that a part of it sees the noise and probes that it sees within the whole.
@@ -89,12 +91,14 @@ class IsometryTerm:
 
         rank = isotropy(1, x_t[0].numel(), self._size, metric=config.metric)
         weight = config.regularize_every * config.lambda_iso * (rank if config.normalize else 1)
+        if config.regularize_times == "variance":
+            weight *= 1 - float(self.scheduler.alphas_cumprod[t])
         at_t = partial(self._encode, self.unet, t=torch.tensor(t, device=x_0.device))
         traces = partial(trace_samples, at_t, metric=config.metric, route=config.isometry_route)
         passes = _passes(rows, len(x_0) // config.gradient_accumulation_steps)
         parts = list(zip(x_t.chunk(passes), probes.chunk(passes, 1), strict=True))
         with checkpointing(self.unet, self._recompute):
-            loss = _backward(traces, parts, weight, layers, accelerator).item()
+            loss = _backward(traces, parts, weight, layers, accelerator, config.estimator).item()
         return Regularised(loss, loss * rank, t)
 
 
@@ -103,9 +107,16 @@ def regularised_rows(config: FinetuneConfig) -> int:
     return max(1, round(config.regularize_fraction * config.batch_size))
 
 
-def draw_regularised_step(num_train_timesteps: int, p: float, generator: torch.Generator) -> int | None:
-    """Draw the step of the isometry term: uniform on 0 … T−1, or None where t + 1 ≤ pT (the indicator of Eq. 7)."""
+def draw_regularised_step(
+    num_train_timesteps: int, p: float, generator: torch.Generator, *, early: bool = False
+) -> int | None:
+    """Draw the step of the isometry term: uniform on 0 … T−1, or None where t + 1 ≤ pT (the indicator of Eq. 7).
+
+    With ``early``, None where t + 1 > (1 − p)T: as many steps are left, at the other end.
+    """
     t = int(torch.randint(num_train_timesteps, (), generator=generator))
+    if early:
+        return t if t + 1 <= (1 - p) * num_train_timesteps else None
     return t if t + 1 > p * num_train_timesteps else None
 
 
@@ -133,8 +144,15 @@ def _backward(
     weight: float,
     layers: Callable[[int], AbstractContextManager],
     accelerator: Accelerator,
+    estimator: str,
 ) -> torch.Tensor:
     """Add this process's share of the gradient of weight · L_iso, given (x_t, probes) a pass; return L_iso of all."""
+    if estimator != "ratio":  # no share of a part is known of these; the configuration sees to it that there is one
+        ((x_t, probes),) = parts
+        with layers(0):
+            loss = estimate_loss(*traces(x_t, probes=probes), estimator=estimator)
+        accelerator.backward(weight * loss)
+        return loss.detach()
     alone = len(parts) == 1  # then the graph that gives the means gives the gradient too
     means, samples = [], None
     for index, (x_t, probes) in enumerate(parts):

@@ -32,7 +32,7 @@ from isodiff.geometry.sphere import conformal_factor, project_to_tangent, requir
 from isodiff.geometry.trace import sample_probes
 
 Metric = Literal["stereographic", "chart_identity", "euclidean"]
-Estimator = Literal["ratio", "unbiased", "jackknife"]
+Estimator = Literal["ratio", "unbiased", "jackknife", "per_row"]
 Route = Literal["double_backward", "differences"]
 
 Squares = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -59,7 +59,9 @@ def isometry_loss(
         metric: ``"stereographic"``, ``"chart_identity"`` or ``"euclidean"``; see the module.
         estimator: With ``q₁ = ‖Jv‖²`` and ``q₂ = ‖P JᵀJ v‖²``, ``"ratio"`` is ``mean q₂ / (mean q₁)²`` over rows and
             probes; ``"unbiased"`` divides by an unbiased estimate of the squared mean trace instead; ``"jackknife"``
-            corrects the ratio by leaving out each probe in turn. The latter two need ``num_probes ≥ 2``.
+            corrects the ratio by leaving out each probe in turn. These two need ``num_probes ≥ 2``. ``"per_row"`` is
+            the mean of the rows' own ratios, what one sample a device gives: each row then has a scale of its own, so
+            that only conformality is asked for, not one ``c`` for every ``x``.
         num_probes: Probes a row, K.
         generator: Source of the probes; torch's global one if not given. Not one in the state that drew ``x``.
         route: How the products are had: ``"double_backward"``, exact, on one graph of ``f``; or ``"differences"``, from
@@ -77,12 +79,36 @@ def isometry_loss(
         consistent, with a bias of O(1/(B·K)). Ambient autocast is switched off and half-precision ``x`` is cast up, as
         squares of squares overflow; a half-precision network must therefore accept float32 or do its own casting.
     """
+    require_estimator(estimator, num_probes)
+    options = {"metric": metric, "num_probes": num_probes, "generator": generator, "route": route}
+    return estimate_loss(*trace_samples(f, x, **options), estimator=estimator)
+
+
+def require_estimator(estimator: str, num_probes: int) -> None:
+    """Refuse an unknown estimator, or one that needs more probes a row.
+
+    Raises:
+        ValueError: Naming what was given and what would be accepted.
+    """
     _require_option(estimator, Estimator, "estimator")
-    minimum = 1 if estimator == "ratio" else 2
+    minimum = 2 if estimator in ("unbiased", "jackknife") else 1
     if num_probes < minimum:
         raise ValueError(f"num_probes must be at least {minimum} for the {estimator} estimator, got {num_probes}")
-    options = {"metric": metric, "num_probes": num_probes, "generator": generator, "route": route}
-    return _ESTIMATORS[estimator](*trace_samples(f, x, **options))
+
+
+def estimate_loss(first: Tensor, second: Tensor, *, estimator: Estimator = "ratio") -> Tensor:
+    """Return Eq. 6 from Hutchinson samples of its traces.
+
+    Args:
+        first: Samples of ``Tr R``, (B, K): the first result of `trace_samples`.
+        second: Samples of ``Tr R²``, (B, K): the second.
+        estimator: As in `isometry_loss`.
+
+    Returns:
+        The loss, a scalar, differentiable through both.
+    """
+    _require_option(estimator, Estimator, "estimator")
+    return _ESTIMATORS[estimator](first, second)
 
 
 def trace_samples(
@@ -287,12 +313,17 @@ def _jackknife(first: Tensor, second: Tensor) -> Tensor:
     return probes * _ratio(first, second) - (probes - 1) * left_out.mean()
 
 
+def _per_row(first: Tensor, second: Tensor) -> Tensor:
+    return (second.mean(dim=1) / first.mean(dim=1).square()).mean()
+
+
 _ROUTES: dict[str, Callable[[Map, Tensor, Callable[[Tensor], Tensor]], Squares]] = {
     "double_backward": _double_backward,
     "differences": DifferenceSquares,
 }
 _ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ratio": _ratio,
+    "per_row": _per_row,
     "unbiased": _unbiased,
     "jackknife": _jackknife,
 }

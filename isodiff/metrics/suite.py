@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from isodiff.metrics import suite_editing
 from isodiff.metrics.fidelity import fid, fid_curve, kid
 from isodiff.metrics.generator import draw_latents
-from isodiff.metrics.networks import PerceptualDistance, perceptual_distance
+from isodiff.metrics.networks import perceptual_distance
 from isodiff.metrics.path_length import epsilon_sweep, path_lengths
 from isodiff.metrics.separability import linear_separability
 from isodiff.metrics.spectrum import (
@@ -64,18 +63,14 @@ def _fidelity_protocol(run: Evaluation) -> dict:
     return {"num_steps": run.settings.fid_steps, "dataset": run.dataset}
 
 
-@cache
-def _distances(device: torch.device) -> dict[str, PerceptualDistance]:
-    return {net: perceptual_distance(net, device=device) for net in ("alex", "vgg")}
-
-
 def _ppl(run: Evaluation) -> Measurements:
-    sizes, distances = run.settings, _distances(run.settings.device)
+    sizes = run.settings
+    distances = {net: perceptual_distance(net, device=sizes.device) for net in sizes.ppl_networks}
     generate = run.generator(sizes.ppl_steps)
     shared = {"batch_size": sizes.batch_size // 2, "seed": run.seed, "store": run.store_of(generate)}
     measured = {
         f"ppl_{net}_{mode}": measurement
-        for mode in ("full", "end")
+        for mode in sizes.ppl_modes
         for net, measurement in path_lengths(
             generate,
             generate.shape,
@@ -86,6 +81,8 @@ def _ppl(run: Evaluation) -> Measurements:
             **shared,
         ).items()
     }
+    if not (sizes.num_sweep_pairs and "full" in sizes.ppl_modes):
+        return measured
     sweep = epsilon_sweep(
         generate, generate.shape, distances, sizes.sweep_epsilons, num_pairs=sizes.num_sweep_pairs, **shared
     )
@@ -195,6 +192,7 @@ def _truth(run: Evaluation) -> Measurements:
         generate.shape,
         num_pairs=sizes.num_truth_pairs,
         num_points=sizes.truth_points,
+        floor=sizes.truth_floor,
         protocol={"num_steps": sizes.fid_steps},
         batch_size=sizes.batch_size,
         seed=run.seed,
