@@ -30,6 +30,7 @@ from isodiff import profiles
 from isodiff.course_index import Failure, Outcome, index_page
 from isodiff.parameters import listing, parse_overrides
 from isodiff.paths import repository_root, require_folder
+from isodiff.source_links import with_links_from, with_source_links
 
 
 def run_notebooks(
@@ -48,7 +49,8 @@ def run_notebooks(
         profile: ``"cpu"`` or ``"gpu"``.
         parameters: Values for the notebooks' parameters, or for the sizes of their settings.
         output: Folder for what is written, ``index.html`` too; by default ``runs/PROFILE`` of the repository.
-        update: Also write the executed notebooks back, clean; for an unchanged run at profile ``cpu`` only.
+        update: Also write the executed notebooks back, clean and with their links to the sources; for an unchanged
+            run at profile ``cpu`` only.
         folder: Where the notebooks are; ``notebooks`` in the repository by default.
 
     Returns:
@@ -75,7 +77,8 @@ def run_notebooks(
             bar.set_description(path.stem)
             outcome = run_notebook(path, output / path.name, changes[path])
             if update and outcome.failure is None:
-                write_atomically(path, nbformat.writes(clean(outcome.notebook)) + "\n")
+                committed = clean(with_source_links(outcome.notebook))
+                write_atomically(path, nbformat.writes(committed) + "\n")
             outcomes.append(outcome)
     index = output / "index.html"
     write_atomically(index, index_page(outcomes, profile=profile, parameters=given))
@@ -167,6 +170,7 @@ def run_notebook(source: Path, target: Path, changes: Mapping[str, Any]) -> Outc
             failure = Failure("kernel", one_line(f"{type(error).__name__}: {error}"))
         minutes = (time.perf_counter() - started) / 60
         notebook = nbformat.read(executed if executed.exists() else source, as_version=4)
+    notebook = with_links_from(notebook, target.parent)
     write_atomically(target, nbformat.writes(notebook) + "\n")
     write_atomically(target.with_suffix(".html"), HTMLExporter().from_notebook_node(notebook)[0])
     return Outcome(source.stem, notebook, minutes, failure)
