@@ -3,11 +3,12 @@
 #   make run           every notebook at profile cpu, with an index of figures and verdicts
 #   make test          style, unit tests, every notebook against its stored outputs, and the browser test
 #   make test-browser  the widgets in JupyterLab, in headless Chromium; skipped, saying so, where there is none
+#   make reproduce     the claims: what has no record is run, then all are decided; ARGS="--profile smoke" for minutes
 #   make lab           the notebooks, live
 
 LOCK    ?= requirements.lock  # exact versions; LOCK= takes the newest that pyproject.toml allows
 WORKERS ?= 2                  # processes of `make test`, one thread each so that they do not fight
-ARGS    ?=                    # more for `isodiff run`, such as ARGS="04 -p num_live_steps=50"
+ARGS    ?=                    # more for `isodiff run` or `reproduce`, such as ARGS="04 -p num_live_steps=50"
 
 lock    := $(strip $(LOCK))
 BIN     := .venv/bin
@@ -15,7 +16,7 @@ READY   := .venv/ready
 SINGLE  := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-browser lab lint clean
+.PHONY: help setup run reproduce test test-browser lab lint clean
 
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +45,9 @@ setup: $(READY)
 
 run: $(READY)
 	$(BIN)/isodiff run $(ARGS)
+
+reproduce: $(READY)
+	$(BIN)/isodiff reproduce $(ARGS)
 
 test: lint
 	$(SINGLE) $(BIN)/python -m pytest --numprocesses $(strip $(WORKERS)) --dist worksteal -m "not browser" tests

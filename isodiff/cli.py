@@ -18,6 +18,7 @@ from isodiff import __version__
 from isodiff.cli_attributes import add_train_attributes
 from isodiff.cli_autoencoder import add_train_autoencoder
 from isodiff.cli_evaluate import add_compare, add_evaluate
+from isodiff.cli_reproduce import add_reproduce
 from isodiff.cli_sample import add_sample
 from isodiff.cli_train import add_finetune, add_pretrain
 from isodiff.parameters import key_value
@@ -157,6 +158,7 @@ COMMANDS: list[Callable[[argparse._SubParsersAction], None]] = [
     add_sample,
     add_evaluate,
     add_compare,
+    add_reproduce,
     add_train_attributes,
     add_fetch_weights,
 ]

@@ -25,6 +25,7 @@ from isodiff.sizes import (
 )
 from isodiff.sizes_evaluation import EvaluationSettings
 from isodiff.sizes_real_models import RealModelSettings
+from isodiff.sizes_reproduction import AblationSettings, VerdictSettings
 
 # notebook name → profile name → sizes
 PROFILES: dict[str, dict[str, Settings]] = {
@@ -176,6 +177,14 @@ PROFILES: dict[str, dict[str, Settings]] = {
             metrics=("fid", "kid", "ppl", "mrtl", "mcn", "vor", "isotropy"),
             num_processes=1,
         ),
+    },
+    "11_ablations_and_cost": {
+        "cpu": AblationSettings(num_live_steps=16, batch_size=8),
+        "gpu": AblationSettings(num_live_steps=1_000, batch_size=32),
+    },
+    "12_verdict": {
+        "cpu": VerdictSettings(num_repeats=2_000),
+        "gpu": VerdictSettings(num_repeats=50_000),
     },
 }
 

@@ -42,6 +42,7 @@ def train(
     provenance: dict[str, str] | None = None,
     accelerator: Accelerator | None = None,
     half: bool = False,
+    progress: bool = True,
 ) -> DiffusionPipeline:
     """Train a model into a directory, with a progress bar.
 
@@ -59,6 +60,7 @@ def train(
             same when the run goes on.
         accelerator: passed on to `finetune`.
         half: store the weights in float16.
+        progress: whether to show the bar.
 
     Returns:
         The trained pipeline.
@@ -84,7 +86,9 @@ def train(
     with (
         stop_signals() as received,
         _append_to(log, enabled=main) as append,
-        tqdm(total=config.num_steps, desc=output.name, unit="step", mininterval=1.0, disable=not main) as bar,
+        tqdm(
+            total=config.num_steps, desc=output.name, unit="step", mininterval=1.0, disable=not (main and progress)
+        ) as bar,
     ):
         steps = finetune(
             pipeline,

@@ -98,3 +98,17 @@ DERIVED: dict[str, Callable[[Body], float]] = {
     "dsm": _dsm,
 }
 """Quantities made of several measurements of one run; t in {600, 800} where nothing else is said."""
+
+_MEASURED_AS = {
+    **{name: f"{name}_t600" for name in ("isotropy", "mcn", "vor")},
+    **{f"rtl_{part}": "mrtl" for part in ("late", "early")},
+    **{f"told_{kernel}": f"ls_{kernel}_cross-validated" for kernel in ("linear", "rbf")},
+}
+
+
+def sample_of(body: Body, quantity: str) -> str:
+    """Return how much one seed's number rests on, such as ``"100 pairs"``; empty for a program."""
+    if quantity == "dsm":
+        return f"{body['run']['settings']['config']['num_steps'] // 2} steps"
+    measured = body.get("measurements", {}).get(_MEASURED_AS.get(quantity, quantity))
+    return f"{measured['n']:,} {measured['unit']}" if measured else ""

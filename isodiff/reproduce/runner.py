@@ -11,9 +11,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -97,7 +96,6 @@ def reproduce(place: Place, names: Iterable[str], *, jobs: int = 2, progress: bo
     waiting, failures = {run: _needs(run, place) for run in todo}, []
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with (
-        _one_bar(),
         ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_prepare, initargs=(threads,)) as pool,
         tqdm(total=len(todo), unit="run", disable=not progress) as bar,
     ):
@@ -125,20 +123,6 @@ def _needs(run: Run, place: Place) -> Run | None:
     experiment = place.experiment(run.experiment)
     own = isinstance(experiment, Experiment) and isinstance(experiment.base, Pretraining)
     return Run(run.experiment, run.seed, "base") if own and run.arm != "base" else None
-
-
-@contextmanager
-def _one_bar() -> Iterator[None]:
-    """Let the processes started within show no progress bars of their own."""
-    before = os.environ.get("TQDM_DISABLE")
-    os.environ["TQDM_DISABLE"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TQDM_DISABLE"]
-        else:
-            os.environ["TQDM_DISABLE"] = before
 
 
 def _prepare(threads: int) -> None:
@@ -265,6 +249,7 @@ def _model(run: Run, experiment: Experiment, place: Place) -> tuple[Any, Mapping
         folder(run.arm),
         provenance={"dataset": experiment.dataset, **facts},
         accelerator=accelerator_for(place.device),
+        progress=False,  # one bar for all is enough
     )
     curves = read_record(folder(run.arm) / RECORD)["curves"]
     return trained, {"dsm": _thin(curves["dsm"]), "step": _thin(curves["step"]), "isotropy": _thin(curves["isotropy"])}
