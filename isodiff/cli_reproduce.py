@@ -42,15 +42,20 @@ def _reproduce(options: argparse.Namespace) -> int:
     from isodiff.parameters import resolve_device
     from isodiff.reproduce.claims import CLAIMS
     from isodiff.reproduce.experiments import experiments
-    from isodiff.reproduce.report import check_names, decide, fill_readme, readme_blocks, tally, write_report
+    from isodiff.reproduce.files import write_whole
+    from isodiff.reproduce.report import check_names, decide, tally, write_report
     from isodiff.reproduce.runner import Place, reproduce
 
     names = check_names(options.claims) if options.claims else list(CLAIMS)
+    experiments(options.profile)  # refuses an unknown one before a folder is made
+    if options.photographs and (options.profile != "gpu" or options.claims):
+        raise ValueError("photographs are for profile gpu and all claims; leave out --photographs, or the claims")
+    if options.readme and (options.profile != "cpu" or options.claims or options.output):
+        raise ValueError("README.md tells of all claims at profile cpu; leave out what chooses others, or --readme")
     if options.list:
         for claim in (CLAIMS[name] for name in names):
             print(f"{claim.name:24} {claim.statement}\n{'':24} {claim.protocol or claim.reason}")
         return 0
-    experiments(options.profile)  # refuses an unknown one before a folder is made
     own = repository_root() / "runs" / "reproduce" / options.profile
     shipped = data_directory() / "results" / "reproduce"
     output = Path(options.output) if options.output else shipped if options.profile == "cpu" else own / "records"
@@ -78,10 +83,12 @@ def _reproduce(options: argparse.Namespace) -> int:
             print(f"written: {path}")
     if options.readme:
         from isodiff.reproduce.figures import write_figures
+        from isodiff.reproduce.readme import fill_readme, readme_blocks
 
-        for path in write_figures(output, repository_root() / "notebooks", data_directory() / "figures"):
+        readme, notebooks = repository_root() / "README.md", repository_root() / "notebooks"
+        text = fill_readme(readme.read_text(encoding="utf-8"), readme_blocks(output, notebooks))
+        figures = write_figures(output, notebooks, data_directory() / "figures")
+        write_whole(readme, text)
+        for path in (*figures, readme):
             print(f"written: {path}")
-        readme = repository_root() / "README.md"
-        readme.write_text(fill_readme(readme.read_text(encoding="utf-8"), readme_blocks(output)), encoding="utf-8")
-        print(f"written: {readme}")
     return 0

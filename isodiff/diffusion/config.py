@@ -31,7 +31,7 @@ class FinetuneConfig:
         normalize: if true, `lambda_iso` multiplies the isotropy L_iso · rank instead of L_iso, which makes it
             comparable across sizes.
         p: share of the T steps that is not regularised, in [0, 1].
-        regularize_times: which steps the others are: "late", t + 1 > pT, as in Eq. 7; "early", t + 1 ≤ (1 − p)T, as
+        regularize_times: which steps the others are: "late", t + 1 > pT, as in Eq. 7; "early", T − t > pT, as
             many at the other end; or "variance", the late ones with the term weighted by 1 − ᾱ_t.
         metric: of the isometry term, "stereographic", "chart_identity" or "euclidean".
         num_probes: random directions a row.

@@ -112,11 +112,11 @@ def draw_regularised_step(
 ) -> int | None:
     """Draw the step of the isometry term: uniform on 0 … T−1, or None where t + 1 ≤ pT (the indicator of Eq. 7).
 
-    With ``early``, None where t + 1 > (1 − p)T: as many steps are left, at the other end.
+    With ``early``, None where T − t ≤ pT: as many steps are left, at the other end.
     """
     t = int(torch.randint(num_train_timesteps, (), generator=generator))
     if early:
-        return t if t + 1 <= (1 - p) * num_train_timesteps else None
+        return t if num_train_timesteps - t > p * num_train_timesteps else None
     return t if t + 1 > p * num_train_timesteps else None
 
 

@@ -10,9 +10,9 @@ The rules keep three outcomes apart. With ``θ`` the smallest effect that would 
 - *not reproduced*: the interval leaves out every effect of at least ``θ``;
 - *underpowered*: it holds both.
 
-Many claims at once: each decided claim has a p-value, that of the test its verdict rests on, doubled where a rule has
-two tests. Over all primary claims they are sorted by Benjamini and Hochberg (1995) at a false discovery rate of 5 %; a
-verdict that does not survive becomes *underpowered*.
+Many claims at once: each decided claim has a p-value, twice that of the one-sided test its verdict rests on, as each
+rule can end in two verdicts. Over all primary claims they are sorted by Benjamini and Hochberg (1995) at a false
+discovery rate of 5 %; a verdict that does not survive becomes *underpowered*.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Estimate:
         """Return the p-value of the one-sided test that the truth is below (or above) a bound."""
         distance = bound - self.mean if below else self.mean - bound
         if self.error == 0:
-            return 0.0 if distance > 0 else 1.0
+            return 0.0 if distance >= 0 else 1.0
         return float(student.sf(distance / self.error, len(self.values) - 1))
 
 
@@ -112,7 +112,7 @@ class Within:
         """Return the verdict and its p-value: two one-sided tests (Schuirmann 1987) for, one against."""
         low, high = estimate.interval
         if self.low <= low and high <= self.high:
-            return "reproduced", max(estimate.tail(self.low, below=False), estimate.tail(self.high, below=True))
+            return "reproduced", 2 * max(estimate.tail(self.low, below=False), estimate.tail(self.high, below=True))
         if high < self.low:
             return "not reproduced", 2 * estimate.tail(self.low, below=True)
         if low > self.high:

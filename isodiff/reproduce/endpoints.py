@@ -90,6 +90,8 @@ def isotropy_spread(arms: dict[str, str]) -> Endpoint:
 
 
 def _log_ratio(values: Sequence[float]) -> float:
+    if not min(values) > 0:
+        raise ValueError(f"a log ratio needs positive numbers; got {list(values)}")
     return math.log(values[0] / values[1])
 
 

@@ -27,10 +27,12 @@ class Pretraining:
     Attributes:
         architecture: Key of `isodiff.diffusion.published.ARCHITECTURES`.
         config: Fields of `FinetuneConfig`.
+        resolution: Side of the images; the architecture's own by default.
     """
 
     architecture: str
     config: Mapping[str, Any]
+    resolution: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -186,6 +188,7 @@ def _photos64(size: Mapping[str, Any], photographs: str) -> Experiment:
         dataset=f"folder:{photographs}",
         base=Pretraining(
             architecture="faces32",
+            resolution=64,
             config={
                 "num_steps": size["base_steps"],
                 "batch_size": 64,

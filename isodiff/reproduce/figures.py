@@ -25,6 +25,7 @@ from isodiff.plots.inline import palette_png
 from isodiff.plots.intervals import grouped_points
 from isodiff.plots.reproduce import verdict_counts
 from isodiff.plots.style import THEORY, caption, use_style
+from isodiff.reproduce.files import write_whole
 from isodiff.reproduce.report import decide
 
 GALLERY = {"01": 0, "02": 0, "03": 0, "04": 4, "05": 4, "06": 0, "07": 3, "08": 4, "09": 0, "10": 4, "11": 0, "12": 0}
@@ -52,15 +53,12 @@ def write_figures(records: Path, notebooks: Path, output: Path) -> list[Path]:
     for number, index in GALLERY.items():
         (path,) = notebooks.glob(f"{number}_*.ipynb")
         pictures[f"notebook-{number}"] = _thumbnail(path, index)
-    output.mkdir(parents=True, exist_ok=True)
     files = []
     for name, png in pictures.items():
         if len(png) > 100_000:
             raise ValueError(f"{name}.png has {len(png):,} bytes; at most 100,000 are accepted")
         files.append(output / f"{name}.png")
-        partial = files[-1].with_suffix(".partial")
-        partial.write_bytes(png)
-        partial.replace(files[-1])
+        write_whole(files[-1], png)
     return files
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from isodiff.parameters import listing
 from isodiff.reproduce.claims import CLAIMS, Claim
 from isodiff.reproduce.decide import Estimate, survivors
 from isodiff.reproduce.endpoints import record
+from isodiff.reproduce.files import write_whole
 from isodiff.reproduce.observations import load_run, observe, sample_of, seeds_of
 from isodiff.results import VERDICT_KINDS, Verdict
 
@@ -68,6 +68,7 @@ def effect(estimate: Estimate, unit: str) -> str:
 
 
 def _signed(number: float, digits: int) -> str:
+    number = round(number, digits) + 0.0  # no negative zero
     return f"{number:+.{digits}f}" if abs(number) < 1e4 else f"{number:+.0e}"
 
 
@@ -92,34 +93,38 @@ def decide(folder: Path, names: Iterable[str] | None = None) -> list[Decision]:
             found[name] = Decision(claim, None, "not testable here")
             continue
         try:
-            estimate = claim.endpoint(folder)
+            estimate, sample = claim.endpoint(folder), _sample(claim, folder)
         except (FileNotFoundError, KeyError, ValueError) as error:
             if name in wanted:
                 raise FileNotFoundError(
-                    f"{folder} lacks records of {listing(claim.experiments)} ({error.args[0]}); "
-                    f"make them with: isodiff reproduce {name}"
+                    f"{name} cannot be decided from {folder} ({error.args[0]}); what it needs, records of "
+                    f"{listing(claim.experiments)}, is made by: isodiff reproduce {name}"
                 ) from error
             continue
-        experiment, arm, quantity = claim.endpoint.sources[0]
-        sample = sample_of(load_run(record(folder, experiment, arm, 0)), quantity)
         found[name] = Decision(claim, estimate, *claim.rule.decide(estimate), sample=sample)
-    tested = {name: d.p for name, d in found.items() if d.estimate is not None and d.claim.primary}
-    kept = survivors(tested)
-    for name in tested.keys() - kept:
-        if found[name].verdict != "underpowered":
+    # a claim without records is one of the family all the same, and decides nothing
+    primary = [name for name, claim in CLAIMS.items() if claim.endpoint is not None and claim.primary]
+    kept = survivors({name: found[name].p if name in found else 1.0 for name in primary})
+    for name in primary:
+        if name in found and name not in kept and found[name].verdict != "underpowered":
             found[name] = dataclasses.replace(found[name], verdict="underpowered", corrected=True)
     return [found[name] for name in CLAIMS if name in wanted]
 
 
+def _sample(claim: Claim, folder: Path) -> str:
+    experiment, arm, quantity = claim.endpoint.sources[0]
+    return sample_of(load_run(record(folder, experiment, arm, seeds_of(folder, experiment, arm)[0])), quantity)
+
+
 def check_names(names: Iterable[str]) -> list[str]:
-    """Return the names of claims, each once; a name of a group of claims, such as ``table1``, stands for all of them.
+    """Return the names of claims, each once; what no claim is called, such as ``table1``, stands for all that begin so.
 
     Raises:
         ValueError: For a name that no claim has or begins with.
     """
     found: dict[str, None] = {}
     for name in names:
-        matches = [known for known in CLAIMS if known == name or known.startswith(f"{name}-")]
+        matches = [name] if name in CLAIMS else [known for known in CLAIMS if known.startswith(f"{name}-")]
         if not matches:
             raise ValueError(f"no claim is called {name!r}; there are {listing(CLAIMS)}")
         found |= dict.fromkeys(matches)
@@ -172,9 +177,11 @@ def arm_estimates(folder: Path, experiment: str, quantity: str, arms: Sequence[s
     for arm in arms:
         bodies = [load_run(record(folder, experiment, arm, s)) for s in seeds_of(folder, experiment, arm)]
         try:
-            found[arm] = Estimate.of([observe(body, quantity) for body in bodies])
+            values = [observe(body, quantity) for body in bodies]
         except KeyError:  # this arm is not asked for it
             continue
+        if len(values) > 1:
+            found[arm] = Estimate.of(values)
     return found
 
 
@@ -249,42 +256,5 @@ def write_report(folder: Path) -> list[Path]:
     ]
     files = {folder / "verdicts.md": "\n".join(text), folder / "verdicts.json": json.dumps(plain, indent=1) + "\n"}
     for path, content in files.items():
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(content, encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, content)
     return list(files)
-
-
-HEADLINES = (
-    *("encoder", "whole-map", "table1-ppl-faces32", "table1-ppl-faces16", "table1-mrtl-faces32", "table1-mcn-faces32"),
-    *("table1-fid-faces32", "control-ppl", "table2-linear", "tableI-ppl", "chart-isotropy", "ambient-isotropy"),
-    *("lambda-paper", "fig5-one", "rtl-round", "smooth-excess", "spill-over", "inversion", "ppl-edits"),
-    *("tangential-slerp", "isometric-tangential", "sphere", "cost", "cost-quarter", "table1-celeba-hq"),
-    "stable-diffusion",
-)
-"""The claims that the README shows first."""
-
-
-def readme_blocks(folder: Path) -> dict[str, str]:
-    """Return the parts of the README that are made from records, by the name in its markers."""
-    decisions = {decision.claim.name: decision for decision in decide(folder)}
-    undecided = [d for d in decisions.values() if d.estimate is None]
-    return {
-        "tally": f"Of {len(decisions)} claims: {tally(decisions.values())}.",
-        "verdicts": verdicts_markdown(decisions[name] for name in HEADLINES),
-        "undecided": "\n".join(f"- {d.claim.statement} ({d.claim.source}): {d.claim.reason}." for d in undecided),
-    }
-
-
-def fill_readme(text: str, blocks: Mapping[str, str]) -> str:
-    """Return a text with what stands between ``<!-- name -->`` and ``<!-- /name -->`` replaced, for every block.
-
-    Raises:
-        ValueError: If a marker is missing.
-    """
-    for name, block in blocks.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
-        if not pattern.search(text):
-            raise ValueError(f"no place for {name!r}: the text needs <!-- {name} --> and <!-- /{name} -->")
-        text = pattern.sub(lambda found, block=block: found[1] + block + found[2], text)
-    return text

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from isodiff.parameters import listing
 from isodiff.reproduce.experiments import Experiment, Pretraining, Program, experiments
+from isodiff.reproduce.files import write_whole
 
 FORMAT = "isodiff-run-1"
 
@@ -87,12 +88,18 @@ def reproduce(place: Place, names: Iterable[str], *, jobs: int = 2, progress: bo
     Raises:
         ValueError: For an unknown experiment, or fewer than one job.
     """
+    from isodiff.diffusion.training import RECORD
+
+    names = list(names)
     known = experiments(place.profile, photographs=place.photographs)
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"no experiment is called {', '.join(unknown)}; profile {place.profile} has {listing(known)}")
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1; got {jobs}")
     todo = [run for run in runs_of(place, names) if not is_done(run, place)]
+    # a base whose record is there, but not its model, is trained again for those that start from it
+    bases = {base for run in todo if (base := _needs(run, place)) and not (_folder(base, place) / RECORD).is_file()}
+    todo = sorted(bases - set(todo)) + todo
     waiting, failures = {run: _needs(run, place) for run in todo}, []
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with (
@@ -141,13 +148,18 @@ def settings_of(run: Run, place: Place) -> dict[str, Any]:
     arm, base = experiment.arms[run.arm], experiment.base
     plain = {
         "dataset": "photographs" if experiment.dataset.startswith("folder:") else experiment.dataset,
-        "base": base if isinstance(base, str) else {"architecture": base.architecture, "config": dict(base.config)},
+        "base": base if isinstance(base, str) else _plain(base),
         "config": None if arm.changes is None else {**experiment.config, **arm.changes},
         "families": list(arm.families),
         "sizes": {**experiment.sizes, **arm.sizes},
         "seed": run.seed,
     }
     return json.loads(json.dumps(plain))
+
+
+def _plain(base: Pretraining) -> dict[str, Any]:
+    size = {} if base.resolution is None else {"resolution": base.resolution}
+    return {"architecture": base.architecture, "config": dict(base.config), **size}
 
 
 def is_done(run: Run, place: Place) -> bool:
@@ -161,7 +173,9 @@ def is_done(run: Run, place: Place) -> bool:
         return False
     try:
         written = json.loads(path.read_text(encoding="utf-8"))
-        settings = written["run"]["settings"]
+        settings = dict(written["run"]["settings"])
+        if written["format"] != FORMAT:
+            raise ValueError(f"format {written['format']!r}")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); delete it to run it again") from error
     wanted = settings_of(run, place)
@@ -174,8 +188,12 @@ def is_done(run: Run, place: Place) -> bool:
 
 
 def execute(run: Run, place: Place) -> None:
-    """Do one run and write its record."""
+    """Do one run and write its record; if that is there, only what others start from is made."""
     experiment = place.experiment(run.experiment)
+    if is_done(run, place):
+        if isinstance(experiment, Experiment):
+            _model(run, experiment, place)
+        return
     if isinstance(experiment, Program):
         from isodiff.metrics.record import git_revision, versions
         from isodiff.reproduce.programs import PROGRAMS
@@ -185,7 +203,9 @@ def execute(run: Run, place: Place) -> None:
     else:
         body = _measure(run, experiment, place)
     settings = {"settings": settings_of(run, place), "profile": place.profile}
-    _write(place.output / run.file, {"format": FORMAT, "run": {**dataclasses.asdict(run), **settings}, **body})
+    body = {"format": FORMAT, "run": {**dataclasses.asdict(run), **settings}, **body}
+    text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(place.output / run.file, text)
 
 
 def _measure(run: Run, experiment: Experiment, place: Place) -> dict[str, Any]:
@@ -227,17 +247,14 @@ def _model(run: Run, experiment: Experiment, place: Place) -> tuple[Any, Mapping
     from isodiff.diffusion.pretrained import build_pipeline, load_pipeline
     from isodiff.diffusion.training import RECORD, read_record, train
 
-    def folder(arm: str) -> Path:
-        return place.work / "models" / run.experiment / f"{arm}-seed{run.seed}"
-
     changes, base = experiment.arms[run.arm].changes, experiment.base
     if changes is None and isinstance(base, str):
         return load_pipeline(base), None
     if changes is None:
-        pipeline = build_pipeline(base.architecture, seed=run.seed)
+        pipeline = build_pipeline(base.architecture, resolution=base.resolution, seed=run.seed)
         config, facts = FinetuneConfig(**base.config, lambda_iso=0.0, seed=run.seed), {"base": base.architecture}
     else:
-        source = base if isinstance(base, str) else folder("base")
+        source = base if isinstance(base, str) else _folder(dataclasses.replace(run, arm="base"), place)
         pipeline = load_pipeline(source)
         config = FinetuneConfig(**{**experiment.config, **changes}, seed=run.seed)
         facts = {"base": base if isinstance(base, str) else "base of the same seed"}
@@ -246,13 +263,17 @@ def _model(run: Run, experiment: Experiment, place: Place) -> tuple[Any, Mapping
         pipeline,
         images,
         config,
-        folder(run.arm),
+        _folder(run, place),
         provenance={"dataset": experiment.dataset, **facts},
         accelerator=accelerator_for(place.device),
         progress=False,  # one bar for all is enough
     )
-    curves = read_record(folder(run.arm) / RECORD)["curves"]
+    curves = read_record(_folder(run, place) / RECORD)["curves"]
     return trained, {"dsm": _thin(curves["dsm"]), "step": _thin(curves["step"]), "isotropy": _thin(curves["isotropy"])}
+
+
+def _folder(run: Run, place: Place) -> Path:
+    return place.work / "models" / run.experiment / f"{run.arm}-seed{run.seed}"
 
 
 def _thin(values: list[float | None], most: int = 50) -> list[float | None]:
@@ -260,16 +281,3 @@ def _thin(values: list[float | None], most: int = 50) -> list[float | None]:
     size = max(1, -(-len(values) // most))
     stretches = [[v for v in values[i : i + size] if v is not None] for i in range(0, len(values), size)]
     return [float(f"{sum(part) / len(part):.6g}") if part else None for part in stretches]
-
-
-def _write(path: Path, body: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(
-            f"{path} could not be written ({error}); make room there and run the same command again"
-        ) from error

@@ -246,6 +246,7 @@ def test_a_run_with_every_economy_resumes_bit_by_bit(tmp_path: Path) -> None:
 
 def test_checkpoints_from_before_these_settings_are_still_of_the_same_run() -> None:
     later = {"regularize_every", "regularize_fraction", "isometry_route", "channels_last", "compile"}
+    later |= {"regularize_times", "estimator"}
     defining = FinetuneConfig().defining()
     assert set(asdict(FinetuneConfig())) - set(defining) == later | {"gradient_checkpointing"}
     changed = FinetuneConfig(regularize_every=4, isometry_route="differences").defining()
