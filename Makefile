@@ -55,9 +55,9 @@ test: lint
 	  --nbval-lax --nbval-current-env notebooks
 	@$(MAKE) --no-print-directory test-browser
 
-# alone, as it waits for a page to answer; screenshots go to runs/browser
+# alone, as it waits for a page to answer, and so with all threads; screenshots go to runs/browser
 test-browser: $(READY)
-	$(SINGLE) $(BIN)/python -m pytest -m browser tests/browser
+	$(BIN)/python -m pytest -m browser tests/browser
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks/01_s2_toy_autoencoder.ipynb

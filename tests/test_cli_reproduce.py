@@ -75,7 +75,7 @@ def test_a_part_of_the_list(never: None, capsys: pytest.CaptureFixture[str]) -> 
         (["trace-error", "--output", "{text}"], "text is a file"),
         (["trace-error", "--work", "{text}/models"], "text is a file"),
         (["trace-error", "--report"], "records of trace"),
-        (["--report"], "make them with: isodiff reproduce "),
+        (["--report"], "is made by: isodiff reproduce "),
     ],
 )
 def test_bad_input_is_one_line(

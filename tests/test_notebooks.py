@@ -13,6 +13,7 @@ from nbformat import NotebookNode
 from isodiff import profiles
 from isodiff.course import check_parameters, clean, notebook_parameters
 from isodiff.course_index import figures, front_matter, output_data, title, verdicts
+from isodiff.source_links import with_source_links
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NAMES = [
@@ -26,6 +27,8 @@ NAMES = [
     "08_tangential_geodesics",
     "09_geodesics_of_images",
     "10_real_models",
+    "11_ablations_and_cost",
+    "12_verdict",
 ]
 
 
@@ -95,6 +98,11 @@ def test_checked_cells_hold_outputs_to_compare(code: list[NotebookNode]) -> None
 def test_shows_figures_and_ends_with_verdicts(notebook: NotebookNode) -> None:
     assert list(figures(notebook))
     assert verdicts(notebook)
+
+
+def test_ends_with_links_to_the_lines_of_the_sources(notebook: NotebookNode) -> None:
+    """Line numbers move with every change of the code."""
+    assert notebook.cells[-1] == with_source_links(notebook).cells[-1], "run: python -m isodiff.source_links"
 
 
 def test_holds_nothing_of_the_machine_it_ran_on(notebook: NotebookNode, code: list[NotebookNode]) -> None:

@@ -18,46 +18,41 @@ if TYPE_CHECKING:
 
     from isodiff.reproduce.decide import Estimate
 
-_CLAIM = COLOURS["chart_identity"]  # what a paper reports, as in the other figures
-
 
 def arm_changes(
     estimates: Mapping[str, Estimate],
     ax: Axes,
     *,
     xlabel: str,
-    smallest: float | None = None,
-    margin: tuple[float, float] | None = None,
+    rows: Sequence[str] | None = None,
 ) -> Axes:
     """Draw log ratios as changes in percent: a dot a seed, a bar for the interval, an arm a row.
 
     Args:
-        estimates: Of each arm, from top to bottom: log ratios.
+        estimates: Of each arm: log ratios.
         ax: Where to draw.
         xlabel: The quantity.
-        smallest: An effect to mark, as a log ratio.
-        margin: A band to shade, as log ratios.
+        rows: Arms from top to bottom; one without an estimate keeps its row, with a word. Default: those there are.
 
     Returns:
         ``ax``.
     """
     percent = lambda x: 100 * np.expm1(np.asarray(x, dtype=float))  # noqa: E731
-    if margin is not None:
-        ax.axvspan(*percent(margin), color=COLOURS["base"], alpha=0.15, lw=0, label="counts as no difference")
-    for row, (name, estimate) in enumerate(estimates.items()):
+    rows = list(estimates) if rows is None else rows
+    for row, name in enumerate(rows):
+        estimate = estimates.get(name)
+        if estimate is None:
+            ax.text(0.02, row, "not measured", transform=ax.get_yaxis_transform(), va="center", fontsize=8)
+            continue
         low, high = percent(estimate.interval)
         colour = COLOURS.get(name, "#222222")
         ax.plot([low, high], [row, row], color=colour, lw=4, alpha=0.35, solid_capstyle="butt")
         ax.plot(percent(estimate.values), np.full(len(estimate.values), row), "o", ms=3.5, color=colour)
         ax.plot(percent(estimate.mean), row, "|", ms=11, mew=2, color=colour)
     ax.axvline(0, **THEORY)
-    if smallest is not None:
-        ax.axvline(float(percent(smallest)), color=_CLAIM, ls=":", label="smallest effect that counts")
-    ax.set_yticks(range(len(estimates)), list(estimates))
-    ax.set(ylim=(len(estimates) - 0.5, -0.5), xlabel=xlabel)
+    ax.set_yticks(range(len(rows)), rows)
+    ax.set(ylim=(len(rows) - 0.5, -0.5), xlabel=xlabel)
     ax.grid(axis="y", visible=False)
-    if smallest is not None or margin is not None:
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     return ax
 
 
@@ -134,5 +129,5 @@ def verdict_counts(groups: Mapping[str, Mapping[str, int]], ax: Axes) -> Axes:
     ax.set_yticks(range(len(groups)), list(groups))
     ax.set(ylim=(len(groups) - 0.5, -0.5), xlabel="claims", ylabel="source")
     ax.grid(axis="y", visible=False)
-    ax.legend(loc="lower left", bbox_to_anchor=(-0.1, 1), ncols=4, columnspacing=1, handlelength=1)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, columnspacing=1, handlelength=1)
     return ax

@@ -34,6 +34,7 @@ class Claim:
         unit: How the endpoint reads: "%" for a log ratio, "" for a plain number.
         primary: Whether it shares the false discovery rate.
         reason: Why there is no endpoint.
+        settled: The verdict, where the source's own numbers decide and nothing is to be measured.
         protocol: What is measured, in a few words.
     """
 
@@ -47,6 +48,7 @@ class Claim:
     unit: str = "%"
     primary: bool = True
     reason: str = ""
+    settled: str = ""
     protocol: str = ""
 
     def __post_init__(self) -> None:

@@ -36,7 +36,7 @@ def readme_blocks(folder: Path, notebooks: Path) -> dict[str, str]:
         ValueError: If notebook 10 stores no bill.
     """
     decisions = {decision.claim.name: decision for decision in decide(folder)}
-    undecided = [d for d in decisions.values() if d.estimate is None]
+    undecided = [d for d in decisions.values() if d.verdict == "not testable here"]
     return {
         "tally": f"Of {len(decisions)} claims: {tally(decisions.values())}.",
         "sizes": _sizes(folder),

@@ -59,17 +59,17 @@ def effect(estimate: Estimate, unit: str) -> str:
     """Return mean and interval as text; a log ratio (unit ``"%"``) as a change in percent."""
     numbers = [estimate.mean, *estimate.interval]
     if unit == "%":
-        mean, low, high = (100 * math.expm1(number) for number in numbers)
-        digits = 0 if max(abs(mean), abs(high - low)) >= 20 else 1
-        return f"{_signed(mean, digits)} % [{_signed(low, digits)}, {_signed(high, digits)}]"
+        mean, low, high = (_signed(100 * math.expm1(number)) for number in numbers)
+        return f"{mean} % [{low}, {high}]"
     mean, low, high = numbers
     digits = 2 if high - low >= 0.02 else 4
     return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]" + (f" {unit}" if unit else "")
 
 
-def _signed(number: float, digits: int) -> str:
-    number = round(number, digits) + 0.0  # no negative zero
-    return f"{number:+.{digits}f}" if abs(number) < 1e4 else f"{number:+.0e}"
+def _signed(number: float) -> str:
+    few = abs(number) < 10 or -100 < number < -99  # a change of −99.8 % is not one of −100 %
+    number = round(number, 1 if few else 0) + 0.0  # no negative zero
+    return f"{number:+.0e}" if abs(number) >= 1e4 else f"{number:+.1f}" if few else f"{number:+.0f}"
 
 
 def decide(folder: Path, names: Iterable[str] | None = None) -> list[Decision]:
@@ -90,7 +90,7 @@ def decide(folder: Path, names: Iterable[str] | None = None) -> list[Decision]:
     found: dict[str, Decision] = {}
     for name, claim in CLAIMS.items():
         if claim.endpoint is None:
-            found[name] = Decision(claim, None, "not testable here")
+            found[name] = Decision(claim, None, claim.settled or "not testable here")
             continue
         try:
             estimate, sample = claim.endpoint(folder), _sample(claim, folder)

@@ -218,3 +218,26 @@ def test_notebooks_of_the_course(page: Page, lab: Lab, name: str, complaints: li
         explorer.screenshot(path=screenshots / f"{Path(name).stem}_{number}.png")
     assert errors(page) == []
     assert complaints == []
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in COURSE.glob("*.ipynb")))
+def test_every_notebook_opens_whole(page: Page, lab: Lab, name: str, complaints: list[str], screenshots: Path) -> None:
+    """As committed, nothing run: every formula is set, every figure is drawn, no table is cut off."""
+    shutil.copy(COURSE / name, lab.folder)
+    page.goto(f"{lab.url}doc/tree/{name}?token={lab.token}")
+    cells = nbformat.read(lab.folder / name, as_version=4).cells
+    expect(page.locator(".jp-Notebook .jp-Cell")).to_have_count(len(cells))
+    formulas = sum("$" in cell.source for cell in cells if cell.cell_type == "markdown")
+    wait_for(page, lambda: page.locator("mjx-container").count() >= formulas, "formulas were not set")
+    assert page.locator("mjx-merror, merror").all_inner_texts() == []
+    images = page.locator(".jp-OutputArea-output img")
+    pictures = sum("image/png" in output.get("data", {}) for c in cells for output in c.get("outputs", []))
+    expect(images).to_have_count(pictures)
+    sizes = images.evaluate_all("all => Promise.all(all.map(i => i.decode().then(() => i.naturalWidth)))")
+    assert all(size > 0 for size in sizes)
+    wide = page.locator(".jp-RenderedHTMLCommon table").evaluate_all(
+        "all => all.filter(t => t.scrollWidth > t.closest('.jp-Cell').clientWidth + 2).length"
+    )
+    assert wide == 0
+    page.screenshot(path=screenshots / f"{Path(name).stem}_opened.png")
+    assert complaints == []

@@ -125,10 +125,10 @@ def test_values_without_scatter_are_decided_at_the_boundaries_too() -> None:
     assert Effect(1, 0.0).decide(zero)[0] == "underpowered"
     assert Effect(-1, 0.25).decide(half) == ("not reproduced", 0.0)
     assert Within(0.25, 0.75).decide(half) == ("reproduced", 0.0)
-    assert Within(0.5, 0.75).decide(half)[0] == "reproduced"
+    assert Within(0.5, 0.75).decide(half) == ("reproduced", 0.0)
     assert Within(0.25, 0.5).decide(half)[0] == "reproduced"
     assert Within(0.5, 0.75).decide(third) == ("not reproduced", 0.0)
-    assert [half.tail(bound, below=True) for bound in (0.25, 0.5, 0.75)] == [1.0, 1.0, 0.0]
+    assert [half.tail(bound, below=True) for bound in (0.25, 0.5, 0.75)] == [1.0, 0.0, 0.0]
 
 
 @given(VALUES, SIGNS, SMALLEST)
@@ -157,7 +157,7 @@ def test_bounds_follow_from_interval_and_tests(values: list[float], low: float, 
     above, below = one_sided(values, low, "greater"), one_sided(values, high, "less")
     if verdict == "reproduced":
         assert low <= found.interval[0] <= found.interval[1] <= high
-        assert p == pytest.approx(max(above, below), rel=1e-6, abs=1e-12)
+        assert p == pytest.approx(2 * max(above, below), rel=1e-6, abs=1e-12)
     elif verdict == "not reproduced":
         assert found.interval[1] < low or high < found.interval[0]
         against = min(one_sided(values, low, "less"), one_sided(values, high, "greater"))
