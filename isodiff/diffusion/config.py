@@ -6,8 +6,6 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from isodiff.geometry.isometry import require_estimator
-
 # Younger than the first checkpoints, which do not tell of them: at their defaults they change nothing.
 _LATER = (
     *("regularize_every", "regularize_fraction", "isometry_route", "channels_last", "compile"),
@@ -124,6 +122,8 @@ class FinetuneConfig:
         for name, accepted in choices.items():
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name} must be one of {', '.join(accepted)}; got {getattr(self, name)!r}")
+        from isodiff.geometry.isometry import require_estimator  # brings torch, which the command line's help spares
+
         require_estimator(self.estimator, self.num_probes)
         if self.estimator != "ratio" and self.gradient_accumulation_steps > 1:
             raise ValueError(

@@ -80,10 +80,11 @@ def order(tiny: Place, monkeypatch: pytest.MonkeyPatch) -> list[Run]:
 
     def note(run: Run, place: Place) -> None:
         order.append(run)
-        body = {"run": {"settings": settings_of(run, place)}}
-        path = place.output / run.file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(body))
+        body = {"format": FORMAT, "run": {"settings": settings_of(run, place)}}
+        model = place.work / "models" / run.experiment / f"{run.arm}-seed{run.seed}" / "training.json"
+        for path, text in ((place.output / run.file, json.dumps(body)), (model, "{}")):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
 
     pool = Inline()
     monkeypatch.setattr(runner, "ProcessPoolExecutor", pool)
@@ -126,6 +127,15 @@ def test_only_what_is_missing_runs(order: list[Run], place: Place) -> None:
     (place.output / "tiny" / ".control-seed1.json.partial").write_text("{")
     reproduce(place, ["tiny"], progress=False)
     assert order == [Run("tiny", 1, "control")]
+
+
+def test_a_base_whose_model_is_gone_is_trained_before_those_that_start_from_it(order: list[Run], place: Place) -> None:
+    reproduce(place, ["tiny"], progress=False)
+    order.clear()
+    (place.output / "tiny" / "control-seed1.json").unlink()
+    (place.work / "models" / "tiny" / "base-seed1" / "training.json").unlink()
+    reproduce(place, ["tiny"], progress=False)
+    assert order == [Run("tiny", 1, "base"), Run("tiny", 1, "control")]
 
 
 def test_a_failure_is_a_line_and_stops_no_other_run(
