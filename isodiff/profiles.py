@@ -183,8 +183,8 @@ PROFILES: dict[str, dict[str, Settings]] = {
         "gpu": AblationSettings(num_live_steps=1_000, batch_size=32),
     },
     "12_verdict": {
-        "cpu": VerdictSettings(num_repeats=2_000),
-        "gpu": VerdictSettings(num_repeats=50_000),
+        "cpu": VerdictSettings(),
+        "gpu": VerdictSettings(),
     },
 }
 

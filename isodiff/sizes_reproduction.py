@@ -30,8 +30,6 @@ class VerdictSettings(Settings):
 
     Attributes:
         records: Folder of the records; ``""`` is ``data/results/reproduce``.
-        num_repeats: Repeats behind a mean in the demonstrations.
     """
 
     records: str = ""
-    num_repeats: int

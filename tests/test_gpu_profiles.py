@@ -111,6 +111,8 @@ TINY: dict[str, dict[str, Any]] = {
         "num_ddim_steps": 2,
         "num_processes": 1,
     },
+    "11_ablations_and_cost": {"num_live_steps": 2, "batch_size": 2},
+    "12_verdict": {},
 }
 
 
