@@ -67,7 +67,7 @@ def effect(estimate: Estimate, unit: str) -> str:
 
 
 def _signed(number: float) -> str:
-    few = abs(number) < 10 or -100 < number < -99  # a change of −99.8 % is not one of −100 %
+    few = abs(round(number, 1)) < 10 or -100 < number < -99  # a change of −99.8 % is not one of −100 %
     number = round(number, 1 if few else 0) + 0.0  # no negative zero
     return f"{number:+.0e}" if abs(number) >= 1e4 else f"{number:+.1f}" if few else f"{number:+.0f}"
 
