@@ -37,9 +37,10 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from isodiff.cli_train import accelerator_for, interruptible
+    from isodiff.cli_train import interruptible
     from isodiff.datasets import open_dataset
     from isodiff.diffusion.autoencoder import train_autoencoder
+    from isodiff.diffusion.execution import accelerator_for
     from isodiff.diffusion.training import command_line
 
     config = AutoencoderConfig(**{field.name: getattr(options, field.name) for field in fields(AutoencoderConfig)})

@@ -144,22 +144,6 @@ def _finetune(options: argparse.Namespace) -> int:
     return _train(pipeline, images, config, options, {"base": options.base, **prompt})
 
 
-def accelerator_for(device: str, mixed_precision: str = "no") -> Accelerator:
-    """Return accelerate's handle on the device that an option named, for this process of however many."""
-    import torch
-    from accelerate import Accelerator
-
-    from isodiff.parameters import resolve_device
-
-    chosen = resolve_device(device)
-    cpu = chosen.type == "cpu"
-    if mixed_precision == "fp16" and cpu:
-        raise ValueError("mixed_precision is 'fp16', which needs a CUDA device; give 'bf16' or 'no' on a CPU")
-    if chosen.index is not None:  # accelerate takes the current device
-        torch.cuda.set_device(chosen)
-    return Accelerator(mixed_precision=mixed_precision, cpu=cpu)
-
-
 def interruptible(accelerator: Accelerator, train: Callable[[], object], done: str) -> int:
     """Run a training, print one line at its end from the main process, and return the exit status."""
     from isodiff.diffusion.finetune import TrainingInterrupted
@@ -182,6 +166,7 @@ def _train(
     options: argparse.Namespace,
     facts: dict[str, str],
 ) -> int:
+    from isodiff.diffusion.execution import accelerator_for
     from isodiff.diffusion.training import command_line, train
 
     accelerator = accelerator_for(options.device, config.mixed_precision)

@@ -1,4 +1,4 @@
-"""How the passes of a training step run: recomputed, compiled, in which layout. What they compute is the same."""
+"""Where and how the passes of a training step run: device, recomputed, compiled. What they compute is the same."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import Accelerator
+
+from isodiff.parameters import resolve_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -71,3 +74,14 @@ def _set_checkpointing(unet: UNet2DModel, enabled: bool) -> None:
         unet.enable_gradient_checkpointing()
     else:
         unet.disable_gradient_checkpointing()
+
+
+def accelerator_for(device: str, mixed_precision: str = "no") -> Accelerator:
+    """Return accelerate's handle on the device that an option named, for this process of however many."""
+    chosen = resolve_device(device)
+    cpu = chosen.type == "cpu"
+    if mixed_precision == "fp16" and cpu:
+        raise ValueError("mixed_precision is 'fp16', which needs a CUDA device; give 'bf16' or 'no' on a CPU")
+    if chosen.index is not None:  # accelerate takes the current device
+        torch.cuda.set_device(chosen)
+    return Accelerator(mixed_precision=mixed_precision, cpu=cpu)

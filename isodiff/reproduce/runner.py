@@ -240,9 +240,9 @@ def _compact(measurement: dict[str, Any]) -> dict[str, Any]:
 
 def _model(run: Run, experiment: Experiment, place: Place) -> tuple[Any, Mapping[str, Any] | None]:
     """Return the trained model of a run, from its folder where it is there, and its loss curves."""
-    from isodiff.cli_train import accelerator_for
     from isodiff.datasets import open_dataset
     from isodiff.diffusion.config import FinetuneConfig
+    from isodiff.diffusion.execution import accelerator_for
     from isodiff.diffusion.latent import image_shape
     from isodiff.diffusion.pretrained import build_pipeline, load_pipeline
     from isodiff.diffusion.training import RECORD, read_record, train
