@@ -105,12 +105,13 @@ def test_trains_and_saves_the_whole_pipeline(pipeline: StableDiffusionPipeline, 
 
 
 def test_inversion_comes_back(pipeline: StableDiffusionPipeline, x_T: Tensor) -> None:
-    prompted = with_prompt(pipeline, "a face")
-    z_0 = 0.5 * x_T
+    """The sampler of random weights spreads nearby latents 10⁵-fold, so that only exact steps lead back."""
+    prompted = with_prompt(pipeline.to(torch.float64), "a face")
+    z_0 = 0.5 * x_T.double()
     with torch.no_grad():
-        latent = invert(prompted.unet, prompted.scheduler, z_0, 50, refinements=10).latents
+        latent = invert(prompted.unet, prompted.scheduler, z_0, 50, refinements=20).latents
         back = ddim_sample(prompted.unet, prompted.scheduler, latent, 50)
-    torch.testing.assert_close(back, z_0, atol=1e-2, rtol=0)
+    torch.testing.assert_close(back, z_0, atol=1e-4, rtol=0)
 
 
 def test_a_geodesic_of_the_tangential_metric_is_found(pipeline: StableDiffusionPipeline, x_T: Tensor) -> None:
