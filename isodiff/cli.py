@@ -51,8 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _complain(message: str) -> None:
     """Print one line; of several processes only the first that fails speaks, as the others fail of the same."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or _is_first_to_fail():
-        print(f"isodiff: {message}", file=sys.stderr)
+    alone = int(os.environ.get("WORLD_SIZE", "1")) < 2
+    if alone or _is_first_to_fail():
+        start = "" if alone else "\n"  # the progress bar of another process may stand on the line
+        print(f"{start}isodiff: {message}", file=sys.stderr)
 
 
 def _is_first_to_fail() -> bool:
