@@ -39,10 +39,10 @@ def add_reproduce(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _reproduce(options: argparse.Namespace) -> int:
+    from isodiff.files import write_whole
     from isodiff.parameters import resolve_device
     from isodiff.reproduce.claims import CLAIMS
     from isodiff.reproduce.experiments import experiments
-    from isodiff.reproduce.files import write_whole
     from isodiff.reproduce.report import check_names, decide, tally, write_report
     from isodiff.reproduce.runner import Place, reproduce
 

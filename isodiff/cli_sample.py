@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from io import BytesIO
 from pathlib import Path
 
+from isodiff.files import write_whole
 from isodiff.parameters import check_seed, resolve_device
 from isodiff.paths import require_folder
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG"}
 
 
 def add_sample(subparsers: argparse._SubParsersAction) -> None:
@@ -33,7 +37,7 @@ def _sample(options: argparse.Namespace) -> int:
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ValueError(f"{name} must be at least 1; got {getattr(options, name)}")
     output = Path(options.output)
-    if output.suffix.lower() not in (".png", ".jpg"):
+    if output.suffix.lower() not in FORMATS:
         raise ValueError(f"output must end in .png or .jpg; got {options.output!r}")
     if output.exists():
         raise ValueError(f"{options.output} is there already; choose another name or delete it")
@@ -60,13 +64,9 @@ def _sample(options: argparse.Namespace) -> int:
         with torch.no_grad():
             pieces.append(to_uint8(check_images(generate(latents), stop - start, name="the model")).cpu())
     columns = options.columns or round(options.number**0.5)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.stem}.partial{output.suffix}")
-    try:
-        to_pil_image(make_grid(torch.cat(pieces), nrow=columns, padding=1, pad_value=255)).save(partial)
-        partial.replace(output)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(f"{output} could not be written ({error}); make room there or choose another output") from error
+    picture = BytesIO()
+    grid = make_grid(torch.cat(pieces), nrow=columns, padding=1, pad_value=255)
+    to_pil_image(grid).save(picture, FORMATS[output.suffix.lower()])
+    write_whole(output, picture.getvalue())
     print(f"{options.output}: {options.number} images, in the order of their latents")
     return 0

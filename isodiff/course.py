@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 
 from isodiff import profiles
 from isodiff.course_index import Failure, Outcome, index_page
+from isodiff.files import write_whole
 from isodiff.parameters import listing, parse_overrides
 from isodiff.paths import repository_root, require_folder
 from isodiff.source_links import with_links_from, with_source_links
@@ -78,10 +79,10 @@ def run_notebooks(
             outcome = run_notebook(path, output / path.name, changes[path])
             if update and outcome.failure is None:
                 committed = clean(with_source_links(outcome.notebook))
-                write_atomically(path, nbformat.writes(committed) + "\n")
+                write_whole(path, nbformat.writes(committed) + "\n")
             outcomes.append(outcome)
     index = output / "index.html"
-    write_atomically(index, index_page(outcomes, profile=profile, parameters=given))
+    write_whole(index, index_page(outcomes, profile=profile, parameters=given))
     report(outcomes, index)
     return outcomes
 
@@ -171,8 +172,8 @@ def run_notebook(source: Path, target: Path, changes: Mapping[str, Any]) -> Outc
         minutes = (time.perf_counter() - started) / 60
         notebook = nbformat.read(executed if executed.exists() else source, as_version=4)
     notebook = with_links_from(notebook, target.parent)
-    write_atomically(target, nbformat.writes(notebook) + "\n")
-    write_atomically(target.with_suffix(".html"), HTMLExporter().from_notebook_node(notebook)[0])
+    write_whole(target, nbformat.writes(notebook) + "\n")
+    write_whole(target.with_suffix(".html"), HTMLExporter().from_notebook_node(notebook)[0])
     return Outcome(source.stem, notebook, minutes, failure)
 
 
@@ -205,19 +206,6 @@ def report(outcomes: list[Outcome], index: Path) -> None:
         print(f"FAILED {outcome.name}, {outcome.failure.where}: {outcome.failure.what}", file=sys.stderr)
     ran = f"{len(outcomes) - len(failed)} of {len(outcomes)} notebooks ran"
     print(f"{ran} in {sum(outcome.minutes for outcome in outcomes):.1f} minutes; figures and verdicts: {index}")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that it is at every moment either the old one or the new one."""
-    stream = tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False)  # noqa: SIM115
-    try:
-        with stream:
-            stream.write(text)
-        Path(stream.name).chmod(0o644)
-        Path(stream.name).replace(path)
-    except OSError as error:
-        Path(stream.name).unlink()
-        raise OSError(f"{path} could not be written ({error}); make room there or choose another output") from error
 
 
 @contextmanager

@@ -66,12 +66,12 @@ PROFILES: dict[str, dict[str, Settings]] = {
     "04_isometric_finetuning": {
         "cpu": FinetuningSettings(
             num_base_steps=600,
-            num_live_steps=100,
+            num_live_steps=60,
             batch_size=16,
             num_images=512,
             num_jacobian_images=64,
-            num_spectra=2,
-            num_samples=64,
+            num_spectra=1,
+            num_samples=40,
         ),
         "gpu": FinetuningSettings(
             num_base_steps=50_000,
@@ -104,7 +104,7 @@ PROFILES: dict[str, dict[str, Settings]] = {
         ),
     },
     "06_traversal": {
-        "cpu": TraversalSettings(num_pairs=4, num_radii=8, num_ends=100, num_checked=2, film_frames=17),
+        "cpu": TraversalSettings(num_pairs=3, num_radii=6, num_ends=100, num_checked=2, film_frames=17),
         "gpu": TraversalSettings(num_pairs=100, num_radii=256, num_ends=100, num_checked=100, film_frames=65),
     },
     "07_editing_and_inversion": {

@@ -17,6 +17,7 @@ import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
 
+from isodiff.files import write_whole
 from isodiff.paths import repository_root
 
 HEADING = "## Where to find it"
@@ -132,13 +133,13 @@ def _names(node: ast.stmt) -> Iterator[str]:
 
 def main() -> None:
     """Rewrite the table of every notebook of the course, in place, and name the notebooks that changed."""
-    from isodiff.course import course_notebooks, write_atomically  # here, as that module uses this one
+    from isodiff.course import course_notebooks  # here, as that module uses this one
 
     for path in course_notebooks(repository_root() / "notebooks"):
         before = path.read_text(encoding="utf-8")
         after = nbformat.writes(with_source_links(nbformat.reads(before, as_version=4))) + "\n"
         if after != before:
-            write_atomically(path, after)
+            write_whole(path, after)
             print(path.name)
 
 

@@ -30,9 +30,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from isodiff.cli import main
-from isodiff.course import write_atomically
 from isodiff.diffusion.checkpoint import Checkpoint
 from isodiff.diffusion.pretrained import save_pipeline
+from isodiff.files import write_whole
 from isodiff.metrics import weights
 from isodiff.paths import data_directory
 
@@ -492,9 +492,9 @@ def room(size: int | None) -> Iterator[None]:
 
 def test_a_file_that_cannot_be_written_stays_as_it_was(here: Path) -> None:
     with room(1000), pytest.raises(OSError, match="text could not be written"):
-        write_atomically(Path("text"), "x" * 2000)
+        write_whole(Path("text"), "x" * 2000)
     assert Path("text").read_text() == "not what anybody expects\n"
-    assert not list(here.glob("tmp*"))
+    assert not list(here.glob(".*partial"))
 
 
 def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from isodiff.datasets.faces import FACTORS, render, sample_factors
 _GUESS_SAMPLES = 4000
 _GUESS_RESOLUTION = 16
 _GUESS_RIDGE = 1.0
-_STEP_TOLERANCE = 1e-3  # in factors; the steps shrink quickly near the fit
+_STEP_TOLERANCE = 1e-4  # in factors; the steps shrink quickly near the fit
 
 
 class FactorEstimate(NamedTuple):
@@ -72,21 +72,23 @@ def _fit(images: torch.Tensor, num_iterations: int) -> FactorEstimate:
     error = _error(z, target, resolution)
     damping = torch.full_like(error, 1e-2)
     identity = torch.eye(len(FACTORS), dtype=z.dtype, device=z.device)
+    rows = torch.arange(len(z), device=z.device)  # still moving; a fit must not depend on what is fitted beside it
     for _ in range(num_iterations):
-        picture, jacobian = _linearise(z, resolution)
-        gradient = torch.bmm(jacobian, (target - picture).unsqueeze(2))
+        if not len(rows):
+            break
+        picture, jacobian = _linearise(z[rows], resolution)
+        gradient = torch.bmm(jacobian, (target[rows] - picture).unsqueeze(2))
         curvature = torch.bmm(jacobian, jacobian.mT)
         scale = torch.diag_embed(curvature.diagonal(dim1=1, dim2=2)) + 1e-4 * identity
-        step = torch.linalg.solve(curvature + damping.view(-1, 1, 1) * scale, gradient).squeeze(2)
-        proposal = (z + step).clamp(-1, 1)
-        proposed = _error(proposal, target, resolution)
-        better = proposed < error
-        moved = (proposal - z).abs().amax(dim=1)
-        z = torch.where(better.unsqueeze(1), proposal, z)
-        error = torch.where(better, proposed, error)
-        damping = torch.where(better, damping / 4, damping * 6).clamp(1e-7, 1e6)
-        if (moved < _STEP_TOLERANCE).all():
-            break
+        step = torch.linalg.solve(curvature + damping[rows].view(-1, 1, 1) * scale, gradient).squeeze(2)
+        proposal = (z[rows] + step).clamp(-1, 1)
+        proposed = _error(proposal, target[rows], resolution)
+        better = proposed < error[rows]
+        moved = (proposal - z[rows]).abs().amax(dim=1)
+        z[rows] = torch.where(better.unsqueeze(1), proposal, z[rows])
+        error[rows] = torch.where(better, proposed, error[rows])
+        damping[rows] = torch.where(better, damping[rows] / 4, damping[rows] * 6).clamp(1e-7, 1e6)
+        rows = rows[moved >= _STEP_TOLERANCE]
     return FactorEstimate(z, error)
 
 
@@ -95,16 +97,15 @@ def _error(z: torch.Tensor, target: torch.Tensor, resolution: int) -> torch.Tens
 
 
 def _linearise(z: torch.Tensor, resolution: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures (B, P) and the rows ∂picture/∂z_k, (B, 10, P), from one forward-mode pass over ten copies."""
-    count = len(FACTORS)
-    copies = z.repeat(count, 1)
-    directions = torch.eye(count, dtype=z.dtype, device=z.device).repeat_interleave(len(z), dim=0)
+    """Pictures (B, P) and the rows ∂picture/∂z_k, (B, 10, P): one forward-mode pass that all ten directions share."""
+
+    def along(direction: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.func.jvp(lambda factors: render(factors, resolution).flatten(1), (z,), (direction.expand_as(z),))
+
+    directions = torch.eye(len(FACTORS), dtype=z.dtype, device=z.device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's forward mode still loads its own deprecated scripts
-        pictures, columns = torch.func.jvp(
-            lambda factors: render(factors, resolution).flatten(1), (copies,), (directions,)
-        )
-    return pictures[: len(z)], columns.unflatten(0, (count, len(z))).transpose(0, 1)
+        return torch.func.vmap(along, out_dims=(None, 1))(directions)
 
 
 def _first_guess(images: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from isodiff import __version__
+from isodiff.files import write_whole
 from isodiff.metrics.measurement import Measurement, compare
 
 FORMAT = "isodiff-evaluation-1"
@@ -55,17 +56,8 @@ class Record:
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         plain["measurements"] = {name: m.to_json() for name, m in self.measurements.items()}
         text = json.dumps({"format": FORMAT, **plain}, indent=1, ensure_ascii=False, allow_nan=False)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            partial.write_text(_short_lists(text) + "\n", encoding="utf-8")
-            partial.replace(path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise OSError(
-                f"the record {path} could not be written ({error}); make room and run the same command again, "
-                "which computes nothing that is in the cache"
-            ) from error
+        again = "make room and run the same command again, which computes nothing that is in the cache"
+        write_whole(path, _short_lists(text) + "\n", advice=again)
 
     @classmethod
     def load(cls, path: str | Path) -> Record:

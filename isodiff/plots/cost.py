@@ -31,7 +31,7 @@ METHODS = MappingProxyType(
         "released": ("released formula", "#555555", "X"),
     }
 )
-_UNITS = {"cpu_seconds": "CPU seconds a step", "seconds": "seconds a step", "mib": "peak memory of a step, MiB"}
+_UNITS = {"cpu_seconds": "CPU seconds a pass", "seconds": "seconds a pass", "mib": "peak memory of a pass, MiB"}
 
 
 def cost_over_resolution(

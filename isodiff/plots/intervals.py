@@ -104,7 +104,8 @@ def difference_forest(
         ax: Where to draw.
         xlabel: The unit of the differences.
         paper: The paper's difference for some of the names.
-        limit: Half the width of the axis; what lies beyond is drawn as an arrow at its edge.
+        limit: Half the width of the axis; values and ends of intervals that lie beyond are drawn as arrows at
+            its edge.
 
     Returns:
         ``ax``.
@@ -114,6 +115,9 @@ def difference_forest(
     for row, (name, value, (low, high)) in enumerate(zip(names, differences, intervals, strict=True)):
         outside = not low <= 0 <= high
         ax.plot(np.clip([low, high], -limit, limit), [row, row], color=colours[outside], lw=2)
+        for end in (low, high):
+            if abs(end) > limit:
+                ax.plot(np.sign(end) * limit, row, "<" if end < 0 else ">", ms=4, color=colours[outside])
         marker = "o" if abs(value) <= limit else "<" if value < 0 else ">"
         face = colours[outside] if outside else "white"
         ax.plot(np.clip(value, -limit, limit), row, marker, ms=6, color=colours[outside], mfc=face, zorder=3)

@@ -87,7 +87,7 @@ def rtl_by_weight(
 
 
 def two_quantities(points: Mapping[str, tuple[ArrayLike, ArrayLike]], ax: Axes, *, xlabel: str, ylabel: str) -> Axes:
-    """Draw one quantity of every model over another, an arm a colour.
+    """Draw one quantity of every model over another, an arm a colour and a seed a marker.
 
     Args:
         points: Of each arm, (S,) and (S,).
@@ -102,7 +102,8 @@ def two_quantities(points: Mapping[str, tuple[ArrayLike, ArrayLike]], ax: Axes, 
 
     for index, (name, (x, y)) in enumerate(points.items()):
         colour = COLOURS.get(name) or mpl.colormaps["tab20"](index)
-        ax.plot(x, y, "o", ms=5, color=colour, label=name)
+        for seed, point in enumerate(zip(np.ravel(x), np.ravel(y), strict=True)):
+            ax.plot(*point, "o^sDv"[seed % 5], ms=5, color=colour, label=None if seed else name)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.legend(fontsize=7.5, ncols=2, loc="upper left", bbox_to_anchor=(1, 1))
     return ax

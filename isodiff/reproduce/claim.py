@@ -31,8 +31,8 @@ class Claim:
         paper: The paper's value, as text; "–" where there is none.
         endpoint: Reads the records of a folder; None if the claim cannot be decided here.
         rule: What decides.
-        unit: How the endpoint reads: "%" for a log ratio, "" for a plain number.
-        primary: Whether it shares the false discovery rate.
+        unit: How the endpoint reads: "%" and "log" for log ratios, shown as a change and as a factor; else a plain
+            number's unit.
         reason: Why there is no endpoint.
         settled: The verdict, where the source's own numbers decide and nothing is to be measured.
         protocol: What is measured, in a few words.
@@ -46,7 +46,6 @@ class Claim:
     endpoint: Endpoint | None = None
     rule: Rule | None = None
     unit: str = "%"
-    primary: bool = True
     reason: str = ""
     settled: str = ""
     protocol: str = ""

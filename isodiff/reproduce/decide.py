@@ -11,8 +11,8 @@ The rules keep three outcomes apart. With ``θ`` the smallest effect that would 
 - *underpowered*: it holds both.
 
 Many claims at once: each decided claim has a p-value, twice that of the one-sided test its verdict rests on, as each
-rule can end in two verdicts. Over all primary claims they are sorted by Benjamini and Hochberg (1995) at a false
-discovery rate of 5 %; a verdict that does not survive becomes *underpowered*.
+rule can end in two verdicts. Over all claims they are sorted by Benjamini and Hochberg (1995) at a false discovery
+rate of 5 %; a verdict that does not survive becomes *underpowered*.
 """
 
 from __future__ import annotations
@@ -95,6 +95,10 @@ class Effect:
             return "reproduced", 2 * estimate.tail(0.0, below=self.sign < 0)
         return "underpowered", 1.0
 
+    def text(self, unit: str) -> str:
+        """Return in words what counts, in the unit that the endpoint is shown in."""
+        return f"counts from {_shown(self.sign * self.smallest, unit, signed=True)}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Within:
@@ -119,15 +123,33 @@ class Within:
             return "not reproduced", 2 * estimate.tail(self.high, below=False)
         return "underpowered", 1.0
 
+    def text(self, unit: str) -> str:
+        """Return in words what is allowed, in the unit that the endpoint is shown in."""
+        signed = unit in ("%", "part")
+        high = _shown(self.high, unit, signed=signed)
+        if (unit == "%" and self.low <= -1) or unit in ("log", "times"):  # nothing could fall as low
+            return f"allowed up to {high}"
+        low = _shown(self.low, unit, signed=signed).removesuffix(f" {unit}")
+        return f"allowed from {low} to {high}"
+
 
 Rule = Effect | Within
+
+
+def _shown(number: float, unit: str, *, signed: bool) -> str:
+    """Return a bound as text: a log ratio as a change in percent (``"%"``) or as a factor (``"log"``)."""
+    if unit == "%":
+        return f"{100 * math.expm1(number):+.2g} %"
+    if unit == "log":
+        return f"{math.exp(number):.3g} times"
+    return f"{number:{'+' if signed else ''}.4g} {unit}".rstrip()
 
 
 def survivors(p_values: Mapping[str, float], rate: float = RATE) -> set[str]:
     """Return the names whose p-values survive Benjamini and Hochberg's procedure.
 
     Args:
-        p_values: Of all primary claims, by name; 1 where nothing was decided.
+        p_values: Of all claims, by name; 1 where nothing was decided.
         rate: False discovery rate.
     """
     ordered: Sequence[str] = sorted(p_values, key=lambda name: p_values[name])

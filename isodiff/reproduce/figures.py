@@ -15,6 +15,7 @@ from PIL import Image
 
 from isodiff.course_index import figures
 from isodiff.diffusion.pretrained import load_pipeline
+from isodiff.files import write_whole
 from isodiff.geometry import slerp
 from isodiff.metrics.generator import Generator, draw_latents
 from isodiff.metrics.measurement import compare
@@ -25,7 +26,6 @@ from isodiff.plots.inline import palette_png
 from isodiff.plots.intervals import grouped_points
 from isodiff.plots.reproduce import verdict_counts
 from isodiff.plots.style import THEORY, caption, use_style
-from isodiff.reproduce.files import write_whole
 from isodiff.reproduce.report import decide
 
 GALLERY = {"01": 0, "02": 0, "03": 0, "04": 4, "05": 4, "06": 0, "07": 3, "08": 4, "09": 0, "10": 4, "11": 0, "12": 0}

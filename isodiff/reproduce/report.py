@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from isodiff.files import write_whole
 from isodiff.parameters import listing
 from isodiff.reproduce.claims import CLAIMS, Claim
 from isodiff.reproduce.decide import Estimate, survivors
 from isodiff.reproduce.endpoints import record
-from isodiff.reproduce.files import write_whole
 from isodiff.reproduce.observations import load_run, observe, sample_of, seeds_of
 from isodiff.results import VERDICT_KINDS, Verdict
 
@@ -46,21 +46,31 @@ class Decision:
         of = f" of {self.sample}" if self.sample else ""
         return f"{effect(self.estimate, self.claim.unit)}, {len(self.estimate.values)} seeds{of}"
 
+    @property
+    def ours_in_full(self) -> str:
+        """Our value, how it was measured and what counts."""
+        claim = self.claim
+        if self.estimate is None:
+            return self.ours
+        return "; ".join(filter(None, (self.ours, claim.protocol, claim.rule.text(claim.unit))))
+
     def as_verdict(self) -> Verdict:
         """Return the row of a verdict table."""
         claim = self.claim
-        ours = self.ours + (f"; {claim.protocol}" if claim.protocol else "")
+        ours = self.ours_in_full
         if self.corrected:
             ours += "; decided alone, but not among all claims at once"
         return Verdict(claim.statement, claim.source, claim.paper, ours, self.verdict)
 
 
 def effect(estimate: Estimate, unit: str) -> str:
-    """Return mean and interval as text; a log ratio (unit ``"%"``) as a change in percent."""
+    """Return mean and interval as text; a log ratio as a change in percent (``"%"``) or a factor (``"log"``)."""
     numbers = [estimate.mean, *estimate.interval]
     if unit == "%":
         mean, low, high = (_signed(100 * math.expm1(number)) for number in numbers)
         return f"{mean} % [{low}, {high}]"
+    if unit == "log":
+        return "{:.2f} [{:.2f}, {:.2f}] times".format(*map(math.exp, numbers))
     mean, low, high = numbers
     digits = 2 if high - low >= 0.02 else 4
     return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]" + (f" {unit}" if unit else "")
@@ -77,7 +87,7 @@ def decide(folder: Path, names: Iterable[str] | None = None) -> list[Decision]:
 
     Args:
         folder: What `isodiff reproduce` wrote.
-        names: Claims to return; all of them by default. The correction always runs over all primary ones.
+        names: Claims to return; all of them by default. The correction always runs over all that have an endpoint.
 
     Returns:
         Decisions, in the order of `CLAIMS`.
@@ -103,9 +113,9 @@ def decide(folder: Path, names: Iterable[str] | None = None) -> list[Decision]:
             continue
         found[name] = Decision(claim, estimate, *claim.rule.decide(estimate), sample=sample)
     # a claim without records is one of the family all the same, and decides nothing
-    primary = [name for name, claim in CLAIMS.items() if claim.endpoint is not None and claim.primary]
-    kept = survivors({name: found[name].p if name in found else 1.0 for name in primary})
-    for name in primary:
+    family = [name for name, claim in CLAIMS.items() if claim.endpoint is not None]
+    kept = survivors({name: found[name].p if name in found else 1.0 for name in family})
+    for name in family:
         if name in found and name not in kept and found[name].verdict != "underpowered":
             found[name] = dataclasses.replace(found[name], verdict="underpowered", corrected=True)
     return [found[name] for name in CLAIMS if name in wanted]
@@ -207,16 +217,15 @@ def table_markdown(folder: Path, heading: str) -> str:
     return "\n".join(lines)
 
 
-def verdicts_markdown(decisions: Iterable[Decision], *, commands: bool = True) -> str:
-    """Return decisions as a Markdown table, each with the command that makes its row."""
+def verdicts_markdown(decisions: Iterable[Decision]) -> str:
+    """Return decisions as a Markdown table, each with the name that `isodiff reproduce` makes its row by."""
     lines = ["| claim | paper | ours, 95 % interval | verdict |", "|---|---|---|---|"]
     for decision in decisions:
         claim, sign = decision.claim, VERDICT_KINDS[decision.verdict][0]
         paper = f"{claim.source}" + ("" if claim.paper == "–" else f": {claim.paper}")
-        ours = decision.ours + (f"; {claim.protocol}" if claim.protocol and decision.estimate is not None else "")
-        name = f"<br>`{claim.name}`" if commands else ""
         verdict = f"{sign} {decision.verdict}" + (" ᶜ" if decision.corrected else "")
-        lines.append("| " + " | ".join(_cell(text) for text in (claim.statement + name, paper, ours, verdict)) + " |")
+        row = (f"{claim.statement}<br>`{claim.name}`", paper, decision.ours_in_full, verdict)
+        lines.append("| " + " | ".join(_cell(text) for text in row) + " |")
     return "\n".join(lines)
 
 

@@ -19,9 +19,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from isodiff.files import write_whole
 from isodiff.parameters import listing
 from isodiff.reproduce.experiments import Experiment, Pretraining, Program, experiments
-from isodiff.reproduce.files import write_whole
 
 FORMAT = "isodiff-run-1"
 
@@ -205,7 +205,7 @@ def execute(run: Run, place: Place) -> None:
     settings = {"settings": settings_of(run, place), "profile": place.profile}
     body = {"format": FORMAT, "run": {**dataclasses.asdict(run), **settings}, **body}
     text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_whole(place.output / run.file, text)
+    write_whole(place.output / run.file, text, advice="make room there and run the same command again")
 
 
 def _measure(run: Run, experiment: Experiment, place: Place) -> dict[str, Any]:

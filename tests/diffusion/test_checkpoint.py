@@ -321,14 +321,13 @@ def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(
 
 
 def test_a_second_interrupt_ends_the_run_at_once(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        train(
-            _tiny(),
-            _signalling(signal.SIGINT, signal.SIGINT),
-            CONFIG,
-            tmp_path / "o",
-            accelerator=Accelerator(cpu=True),
-        )
+    images, accelerator = _signalling(signal.SIGINT, signal.SIGINT), Accelerator(cpu=True)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(_tiny(), images, CONFIG, tmp_path / "o", accelerator=accelerator)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

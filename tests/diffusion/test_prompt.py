@@ -80,7 +80,7 @@ def test_the_isometry_term_agrees_with_the_dense_oracle_and_reaches_the_weights(
     def f(z: Tensor) -> Tensor:
         return encode(unet, z, 700)
 
-    estimate = isometry_loss(f, x, num_probes=2000, generator=torch.Generator().manual_seed(1))
+    estimate = isometry_loss(f, x, num_probes=500, generator=torch.Generator().manual_seed(1))
     assert float(estimate) == pytest.approx(float(exact_isometry_loss(f, x)), rel=0.1)
     isometry_loss(f, x).backward()
     gradient = pipeline.unet.conv_in.weight.grad

@@ -54,13 +54,13 @@ def test_cost_is_drawn_where_it_was_measured(ax: Axes) -> None:
     assert set(lines) == {METHODS[name][0] for name in ("dsm", "full", "released")}
     assert list(lines[METHODS["full"][0]].get_xdata()) == [32, 64]
     np.testing.assert_allclose(lines[METHODS["full"][0]].get_ydata(), [2 * 32**2, 2 * 64**2])
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("side of the image, pixels", "CPU seconds a step")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("side of the image, pixels", "CPU seconds a pass")
 
 
 def test_memory_has_its_own_unit_and_missing_values_are_left_out(ax: Axes) -> None:
     cells = [CELLS[0], {**CELLS[1], "ways": {**CELLS[1]["ways"], "dsm": {"mib": None}}}]
     cost_over_resolution(cells, ax, batch=8, quantity="mib")
-    assert ax.get_ylabel() == "peak memory of a step, MiB"
+    assert ax.get_ylabel() == "peak memory of a pass, MiB"
     assert [len(line.get_xdata()) for line in ax.lines] == [1, 2, 2]
 
 

@@ -115,6 +115,23 @@ def test_the_three_outcomes_of_bounds(mean: float, reach: float, verdict: str) -
     assert (p == 1.0) == (verdict == "underpowered")
 
 
+@pytest.mark.parametrize(
+    ("rule", "unit", "text"),
+    [
+        (Effect(-1, math.log(2)), "%", "counts from -50 %"),
+        (Effect(1, 0.25), "nats", "counts from +0.25 nats"),
+        (Within(-0.02, 0.02), "%", "allowed from -2 to +2 %"),
+        (Within(-1.0, math.log(1.25)), "%", "allowed up to +25 %"),
+        (Within(-0.01, math.log(2)), "log", "allowed up to 2 times"),
+        (Within(0.0, 1.25), "times", "allowed up to 1.25 times"),
+        (Within(-0.01, 0.01), "part", "allowed from -0.01 to +0.01 part"),
+        (Within(0.97, 1.03), "", "allowed from 0.97 to 1.03"),
+    ],
+)
+def test_rules_in_words(rule: Effect | Within, unit: str, text: str) -> None:
+    assert rule.text(unit) == text
+
+
 def test_values_without_scatter_are_decided_at_the_boundaries_too() -> None:
     """An interval of no width: touching 0 is no effect, θ itself is one, and bounds belong to the range."""
     zero, half, third = (Estimate.of([value] * 3) for value in (0.0, 0.5, 0.375))
