@@ -72,7 +72,7 @@ def _fit(images: torch.Tensor, num_iterations: int) -> FactorEstimate:
     error = _error(z, target, resolution)
     damping = torch.full_like(error, 1e-2)
     identity = torch.eye(len(FACTORS), dtype=z.dtype, device=z.device)
-    rows = torch.arange(len(z), device=z.device)  # still moving; a fit must not depend on what is fitted beside it
+    rows = torch.arange(len(z), device=z.device)  # still moving; each face stops by itself
     for _ in range(num_iterations):
         if not len(rows):
             break

@@ -2,8 +2,8 @@
 
 A claim names its endpoint, a function of the records, and its rule (`isodiff.reproduce.decide`). Endpoints of two arms
 are log ratios, paired by seed, so that −0.06 reads as −6 %. ``θ``, the smallest effect that counts, is half of the
-smallest change that the paper reports for the quantity; of quantities the paper does not report it is 5 %. All
-claims with an endpoint are primary and share one false discovery rate.
+smallest change that the paper reports for the quantity; of others 5 % or what its claim says.
+All claims with an endpoint are primary and share one false discovery rate.
 
 A claim without an endpoint says why it cannot be decided here.
 """

@@ -300,9 +300,7 @@ def test_the_sweep_finds_a_plateau_above_the_floor_of_rounding(faces: Generator)
     assert floor[1] < 0.02 * value[1]
     assert floor[2] > 0.05 * value[1]  # at 1e-6 rounding counts
     np.testing.assert_allclose(floor, max(sweep["noise"].values()) / np.array([1e-3, 1e-4, 1e-6]) ** 2)
-    # whether sums take another order in other company is up to the machine's kernels; the last bit always counts
-    assert sweep["noise"]["last bit"] > 0
-    assert sweep["noise"]["company"] >= 0
+    assert sweep["noise"]["last bit"] > 0  # whether sums change in other company is up to the machine's kernels
     same = path_distances(faces, faces.shape, {"l2": squared_l2}, num_pairs=6, epsilon=1e-4)["l2"]
     assert value[1] == pytest.approx(same.mean() / 1e-8, rel=1e-12)
 
