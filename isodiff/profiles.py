@@ -11,6 +11,7 @@ import dataclasses
 from typing import Any, get_type_hints
 
 from isodiff.parameters import check_seed, check_sizes, listing, parse_overrides, resolve_device
+from isodiff.profiles_evaluation import EVALUATION
 from isodiff.sizes import (
     EditingSettings,
     FinetuningSettings,
@@ -23,7 +24,6 @@ from isodiff.sizes import (
     TraceSettings,
     TraversalSettings,
 )
-from isodiff.sizes_evaluation import EvaluationSettings
 from isodiff.sizes_real_models import RealModelSettings
 from isodiff.sizes_reproduction import AblationSettings, VerdictSettings
 
@@ -110,7 +110,7 @@ PROFILES: dict[str, dict[str, Settings]] = {
     "07_editing_and_inversion": {
         "cpu": EditingSettings(
             num_latents=3,
-            num_inverted=4,
+            num_inverted=3,
             inversion_steps=(10, 50),
             num_injected=3,
             injection_steps=20,
@@ -186,84 +186,6 @@ PROFILES: dict[str, dict[str, Settings]] = {
         "cpu": VerdictSettings(),
         "gpu": VerdictSettings(),
     },
-}
-
-
-# profile name → sizes of `isodiff evaluate`; "record" is what data/results/ holds, "gpu" the scale of the paper
-EVALUATION: dict[str, Settings] = {
-    "cpu": EvaluationSettings(
-        num_fid_images=320,
-        num_ppl_pairs=64,
-        ppl_steps=20,
-        num_sweep_pairs=16,
-        num_rtl_pairs=24,
-        rtl_points=9,
-        num_spectra=6,
-        num_isotropy=40,
-        num_maps=3,
-        map_steps=10,
-        num_separable=320,
-        num_kept=160,
-        num_truth_pairs=16,
-        truth_points=9,
-        num_alignment=2,
-        walk_points=9,
-        num_edited=4,
-        num_inverted=8,
-        inversion_steps=(10, 20),
-        num_interpolated=4,
-        num_geodesics=2,
-        path_segments=8,
-        swept_shares=(0.4,),
-        num_swept=2,
-    ),
-    "record": EvaluationSettings(
-        num_fid_images=2_000,
-        num_ppl_pairs=200,
-        ppl_steps=100,
-        num_sweep_pairs=40,
-        num_rtl_pairs=100,
-        rtl_points=17,
-        num_spectra=24,
-        num_isotropy=256,
-        num_maps=40,
-        num_separable=2_000,
-        num_kept=1_000,
-        num_truth_pairs=100,
-        truth_points=9,
-        num_alignment=16,
-        walk_points=13,
-        num_edited=64,
-        num_inverted=32,
-        inversion_steps=(10, 20, 50, 100),
-        num_interpolated=100,
-        num_geodesics=32,
-        num_swept=16,
-    ),
-    "gpu": EvaluationSettings(
-        num_fid_images=10_000,
-        num_ppl_pairs=50_000,
-        ppl_steps=100,
-        num_sweep_pairs=1_000,
-        num_rtl_pairs=1_000,
-        rtl_points=33,
-        num_spectra=256,
-        num_isotropy=4_096,
-        num_maps=64,
-        num_separable=2_000,
-        num_kept=1_000,
-        num_truth_pairs=1_000,
-        truth_points=33,
-        num_alignment=128,
-        walk_points=33,
-        num_edited=256,
-        num_inverted=256,
-        inversion_steps=(10, 20, 50, 100, 200),
-        num_interpolated=1_000,
-        num_geodesics=256,
-        num_swept=256,
-        batch_size=128,
-    ),
 }
 
 

@@ -46,7 +46,7 @@ class EvaluationSettings(Settings):
         num_inverted: Real images inverted.
         inversion_steps: DDIM steps of inversion and reconstruction, one measurement each.
         refinements: Fixed-point refinements of a step of the inversion, one measurement each.
-        path_methods: Interpolations of real images to compare, names in `isodiff.metrics.interpolation`.
+        path_methods: Interpolations of real images to compare, names in `isodiff.metrics.path_methods`.
         num_interpolated: Pairs of real images, for methods in closed form.
         num_geodesics: The first of them, for methods that solve for their path.
         path_share: Noise level of the paths, as a share of the T steps; the papers take 0.6.

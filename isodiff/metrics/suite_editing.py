@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from isodiff.diffusion.noise_level import NoiseLevel
 from isodiff.geometry import lerp, slerp
 from isodiff.metrics.editing import direction_effects
-from isodiff.metrics.interpolation import CLOSED_FORM, interpolation_quality
+from isodiff.metrics.interpolation import interpolation_quality
 from isodiff.metrics.inversion import inversion_error
 from isodiff.metrics.networks import perceptual_distance
+from isodiff.metrics.path_methods import CLOSED_FORM
 from isodiff.metrics.smoothness import path_smoothness
 from isodiff.metrics.tangent import encoder_alignment
 from isodiff.metrics.truth import path_truth

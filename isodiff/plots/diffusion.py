@@ -107,14 +107,14 @@ def singular_spectrum(spectra: Mapping[str, np.ndarray], ax: Axes) -> Axes:
     Returns:
         The axes; a scaled isometry is the horizontal line at 1.
     """
-    for model, rows in spectra.items():
+    for order, (model, rows) in enumerate(spectra.items()):
         for index, sigma in enumerate(np.atleast_2d(rows)):
             relative = sigma / np.sqrt(np.mean(np.square(sigma)))
             ax.plot(
                 np.arange(1, len(sigma) + 1),
                 relative,
                 color=COLOURS[model],
-                lw=1.3,
+                lw=1.3 if order else 3.5,  # models close to the first are drawn over it and would hide it
                 label=model if index == 0 else None,
             )
     ax.axhline(1, **THEORY, label="scaled isometry")

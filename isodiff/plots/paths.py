@@ -65,9 +65,9 @@ def paths_in_plane(paths: Mapping[str, FloatArray], ax: Axes, *, n: int, shell: 
             label = name if index == 0 else None
             ax.plot(path[:, 0], path[:, 1], color=COLOURS[name], linewidth=0.8, label=label)
     ax.plot(0, 0, "+", color="#555555", markersize=8)
-    ax.set(aspect="equal", xlim=(-0.7, 1.7), ylim=(-0.2, 1.65), title=f"n = {n:,}")
+    ax.set(aspect="equal", xlim=(-1.0, 1.7), ylim=(-0.2, 1.65), title=f"n = {n:,}")
     ax.set(xlabel=r"along $a$, in units of $\sqrt{n}$", ylabel=r"across $a$, in units of $\sqrt{n}$")
-    ax.legend(loc="upper right")
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 0.05), fontsize=8)
     return ax
 
 

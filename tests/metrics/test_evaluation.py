@@ -13,7 +13,8 @@ from isodiff.metrics.evaluation import evaluate
 from isodiff.metrics.record import Record
 from isodiff.metrics.store import Store
 from isodiff.metrics.suite import SUITE
-from isodiff.profiles import EVALUATION, settings
+from isodiff.profiles import settings
+from isodiff.profiles_evaluation import EVALUATION
 
 TINY = {
     "num_fid_images": 40,

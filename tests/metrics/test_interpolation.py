@@ -14,7 +14,8 @@ from torch import Tensor
 from isodiff.datasets.images import open_digits
 from isodiff.diffusion.noise_level import NoiseLevel
 from isodiff.diffusion.pretrained import load_pipeline
-from isodiff.metrics.interpolation import CLOSED_FORM, SOLVED, Ends, Paths, Tangential, interpolation_quality
+from isodiff.metrics.interpolation import interpolation_quality
+from isodiff.metrics.path_methods import CLOSED_FORM, SOLVED, Ends, Paths, Tangential
 from isodiff.metrics.path_steps import squared_l2
 from isodiff.metrics.store import Store
 

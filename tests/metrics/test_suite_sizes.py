@@ -10,7 +10,8 @@ import pytest
 
 from isodiff.metrics import suite
 from isodiff.metrics.measurement import Measurement
-from isodiff.profiles import EVALUATION, settings
+from isodiff.profiles import settings
+from isodiff.profiles_evaluation import EVALUATION
 from isodiff.sizes_evaluation import EvaluationSettings
 
 PLAIN = {"name": "ppl", "value": 1.0, "interval": None, "n": 2, "unit": "pairs", "seed": 0, "protocol": {}}
