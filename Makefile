@@ -21,7 +21,8 @@ SINGLE  := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
 
-# The stamp is written last, so an interrupted set-up is taken up again.
+# The stamp is written last, so an interrupted set-up is taken up again. Python compiles what it imports when it does;
+# to compile every module of every package beforehand takes a minute more.
 $(READY): pyproject.toml $(lock)
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
 	  for candidate in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -37,7 +38,7 @@ $(READY): pyproject.toml $(lock)
 	  $$found -m venv .venv; \
 	}
 	@echo "Installing isodiff and what it needs; the first time downloads several gigabytes"
-	$(BIN)/python -m pip install --quiet --editable ".[all]" $(if $(lock),--constraint $(lock))
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[all]" $(if $(lock),--constraint $(lock))
 	$(BIN)/isodiff fetch-weights
 	@touch $@
 
@@ -51,13 +52,13 @@ reproduce: $(READY)
 
 test: lint
 	$(SINGLE) $(BIN)/python -m pytest --numprocesses $(strip $(WORKERS)) --dist worksteal -m "not browser" tests
-	$(SINGLE) $(BIN)/python -m pytest --numprocesses $(strip $(WORKERS)) --dist loadfile \
-	  --nbval-lax --nbval-current-env notebooks
+	$(SINGLE) $(BIN)/python -m pytest --numprocesses $(strip $(WORKERS)) \
+	  --dist loadfile --no-loadscope-reorder --nbval-lax --nbval-current-env notebooks
 	@$(MAKE) --no-print-directory test-browser
 
-# alone, as it waits for a page to answer, and so with all threads; screenshots go to runs/browser
+# a JupyterLab and a browser to each process; screenshots go to runs/browser
 test-browser: $(READY)
-	$(BIN)/python -m pytest -m browser tests/browser
+	$(SINGLE) $(BIN)/python -m pytest --numprocesses $(strip $(WORKERS)) --dist worksteal -m browser tests/browser
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks/01_s2_toy_autoencoder.ipynb

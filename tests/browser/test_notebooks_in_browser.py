@@ -161,12 +161,12 @@ def digest(picture: Locator) -> str:
 
 
 def wait_for(page: Page, condition: Callable[[], bool], what: str) -> None:
-    """Wait until a condition holds, at most twenty seconds."""
-    for _ in range(200):
+    """Wait until a condition holds, at most a minute: two browsers may share the machine."""
+    for _ in range(600):
         if condition():
             return
         page.wait_for_timeout(100)
-    pytest.fail(f"within twenty seconds, {what}")
+    pytest.fail(f"within a minute, {what}")
 
 
 def move_every_slider(page: Page, explorer: Locator) -> None:
