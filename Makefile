@@ -21,8 +21,8 @@ SINGLE  := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
 
-# The stamp is written last, so an interrupted set-up is taken up again. Python compiles what it imports when it does;
-# to compile every module of every package beforehand takes a minute more.
+# The stamp is written last, so an interrupted set-up is taken up again. Compiling takes every core where pip would take
+# one; a module that is meant for another Python stays as it is.
 $(READY): pyproject.toml $(lock)
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
 	  for candidate in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -39,6 +39,7 @@ $(READY): pyproject.toml $(lock)
 	}
 	@echo "Installing isodiff and what it needs; the first time downloads several gigabytes"
 	$(BIN)/python -m pip install --quiet --no-compile --editable ".[all]" $(if $(lock),--constraint $(lock))
+	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	$(BIN)/isodiff fetch-weights
 	@touch $@
 
