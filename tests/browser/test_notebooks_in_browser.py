@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.browser
 
 COURSE = Path(__file__).resolve().parents[2] / "notebooks"
+NAMES = sorted(path.name for path in COURSE.glob("*.ipynb"))
 COURSE_MILLISECONDS = 15 * 60 * 1000  # a notebook without small sizes takes up to three minutes on two idle cores
 
 # Sliders do not ask how large the rest of a notebook is; at full size nbval executes it. What is not named here is the
@@ -228,14 +229,18 @@ def explorers(page: Page) -> list[Locator]:
     return outputs.filter(has=page.get_by_role("slider")).all()
 
 
-def assert_every_picture_is_drawn(page: Page, cells: list[nbformat.NotebookNode]) -> None:
-    """Fail unless the page shows as many pictures as the cells hold, each of them whole."""
+def assert_whole(page: Page, cells: list[nbformat.NotebookNode]) -> None:
+    """Fail unless the page shows as many pictures as the cells hold, each of them whole, and cuts off no table."""
     images = page.locator(".jp-OutputArea-output img")
     expect(images).to_have_count(
         sum("image/png" in output.get("data", {}) for cell in cells for output in cell.get("outputs", []))
     )
     sizes = images.evaluate_all("all => Promise.all(all.map(i => i.decode().then(() => i.naturalWidth)))")
     assert all(size > 0 for size in sizes)
+    wide = page.locator(".jp-RenderedHTMLCommon table").evaluate_all(
+        "all => all.filter(t => t.scrollWidth > t.closest('.jp-Cell').clientWidth + 2).length"
+    )
+    assert wide == 0
 
 
 @pytest.fixture
@@ -280,7 +285,7 @@ def test_notebooks_of_the_course(page: Page, lab: Lab, name: str, complaints: li
     assert complaints == []
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in COURSE.glob("*.ipynb")))
+@pytest.mark.parametrize("name", NAMES)
 def test_every_notebook_opens_whole(page: Page, lab: Lab, name: str, complaints: list[str], screenshots: Path) -> None:
     """As committed, nothing run: every formula is set, every figure is drawn, no table is cut off."""
     shutil.copy(COURSE / name, lab.folder)
@@ -290,25 +295,22 @@ def test_every_notebook_opens_whole(page: Page, lab: Lab, name: str, complaints:
     formulas = sum("$" in cell.source for cell in cells if cell.cell_type == "markdown")
     wait_for(page, lambda: page.locator("mjx-container").count() >= formulas, "formulas were not set")
     assert page.locator("mjx-merror, merror").all_inner_texts() == []
-    assert_every_picture_is_drawn(page, cells)
-    wide = page.locator(".jp-RenderedHTMLCommon table").evaluate_all(
-        "all => all.filter(t => t.scrollWidth > t.closest('.jp-Cell').clientWidth + 2).length"
-    )
-    assert wide == 0
+    assert_whole(page, cells)
     page.screenshot(path=screenshots / f"{Path(name).stem}_opened.png")
     assert complaints == []
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in COURSE.glob("*.ipynb")))
+@pytest.mark.parametrize("name", NAMES)
 def test_every_page_opens_whole(page: Page, name: str, tmp_path: Path, screenshots: Path) -> None:
-    """As `isodiff run` exports it: every figure is drawn, nothing is wider than the page."""
+    """As `isodiff run` exports it: every figure is drawn, no table is cut off, nothing is wider than the page."""
     notebook = nbformat.read(COURSE / name, as_version=4)
     target = tmp_path / "page.html"
-    target.write_text(HTMLExporter().from_notebook_node(notebook)[0])
+    target.write_text(HTMLExporter().from_notebook_node(notebook)[0], encoding="utf-8")
     # what sets the formulas comes from a server; how they are written is tested in JupyterLab, above
     page.route(re.compile("^https?://"), lambda route: route.abort())
     page.goto(target.as_uri())
-    assert_every_picture_is_drawn(page, notebook.cells)
+    assert page.locator(".jp-Cell").count() == len(notebook.cells)
+    assert_whole(page, notebook.cells)
     across = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
     assert across[0] <= across[1]
     page.screenshot(path=screenshots / f"{Path(name).stem}_page.png")
