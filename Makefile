@@ -1,10 +1,11 @@
 # The whole set-up, then the course. Each target prepares .venv once and reuses it.
 #
-#   make run           every notebook at profile cpu, with an index of figures and verdicts
-#   make test          style, unit tests, every notebook against its stored outputs, and the browser test
-#   make test-browser  the widgets in JupyterLab, in headless Chromium; skipped, saying so, where there is none
-#   make reproduce     the claims: what has no record is run, then all are decided; ARGS="--profile smoke" for minutes
+#   make run           every notebook, with an index of figures and verdicts
 #   make lab           the notebooks, live
+#   make check         style, the mathematics that is fast to test, one notebook: before every commit
+#   make test          style, unit tests, every notebook against its stored outputs, widgets in a browser
+#   make test-all      that and the exhaustive versions: many kills, every gpu profile run small, every page in the browser
+#   make reproduce     the claims: what has no record is run, then all are decided; ARGS="--profile smoke" for minutes
 
 LOCK    ?= requirements.lock  # exact versions; LOCK= takes the newest that pyproject.toml allows
 WORKERS ?= 2                  # processes of `make test`, one thread each so that they do not fight
@@ -13,10 +14,12 @@ ARGS    ?=                    # more for `isodiff run` or `reproduce`, such as A
 lock    := $(strip $(LOCK))
 BIN     := .venv/bin
 READY   := .venv/ready
-SINGLE  := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+PYTEST  := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(strip $(WORKERS))
+NBVAL   := --dist loadfile --no-loadscope-reorder --nbval-lax --nbval-current-env
+FAST    := tests/geometry tests/datasets $(addprefix tests/,test_names.py test_setup.py test_notebooks.py test_course.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run reproduce test test-browser lab lint clean
+.PHONY: help setup run reproduce check test test-all lab lint clean
 
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
@@ -51,15 +54,17 @@ run: $(READY)
 reproduce: $(READY)
 	$(BIN)/isodiff reproduce $(ARGS)
 
-test: lint
-	$(SINGLE) $(BIN)/python -m pytest --numprocesses $(strip $(WORKERS)) --dist worksteal -m "not browser" tests
-	$(SINGLE) $(BIN)/python -m pytest --numprocesses $(strip $(WORKERS)) \
-	  --dist loadfile --no-loadscope-reorder --nbval-lax --nbval-current-env notebooks
-	@$(MAKE) --no-print-directory test-browser
+check: lint
+	$(PYTEST) --dist worksteal -m "not browser and not exhaustive" $(FAST)
+	$(PYTEST) $(NBVAL) notebooks/12_verdict.ipynb
 
-# a JupyterLab and a browser to each process; screenshots go to runs/browser
-test-browser: $(READY)
-	$(SINGLE) $(BIN)/python -m pytest --numprocesses $(strip $(WORKERS)) --dist worksteal -m browser tests/browser
+test: lint
+	$(PYTEST) --dist worksteal -m "not browser and not exhaustive" tests
+	$(PYTEST) $(NBVAL) notebooks
+	$(PYTEST) --dist worksteal -m "browser and not exhaustive" tests/browser
+
+test-all: test
+	$(PYTEST) --dist worksteal -m exhaustive tests
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks/01_s2_toy_autoencoder.ipynb

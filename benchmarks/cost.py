@@ -40,14 +40,18 @@ from timing import facts, interleaved, peak_memory
 from torch import Tensor
 
 from isodiff.datasets import open_dataset
-from isodiff.diffusion.config import FinetuneConfig
-from isodiff.diffusion.execution import checkpointing
+from isodiff.diffusion import (
+    FinetuneConfig,
+    build_pipeline,
+    build_unet,
+    checkpointing,
+    ddim_sample,
+    dsm_loss,
+    encode,
+    load_pipeline,
+)
 from isodiff.diffusion.finetune import finetune
-from isodiff.diffusion.hspace import encode
-from isodiff.diffusion.pretrained import build_pipeline, build_unet, load_pipeline
-from isodiff.diffusion.process import ddim_sample, dsm_loss
-from isodiff.geometry import trace_samples
-from isodiff.geometry.jacobian import Linearisation
+from isodiff.geometry import Linearisation, trace_samples
 
 T, FRACTION = 600, 0.25
 PAPER = {"full_jacobian_seconds": 202.77, "full_jacobian_gib": 24, "jvp_seconds": 0.6, "device": "A100"}

@@ -1,4 +1,4 @@
-"""Read the curves of `isotropy_race.py`: steps to a target, the best λ, and how the methods compare."""
+"""Read the curves of `anisotropy_race.py`: steps to a target, the best λ, and how the methods compare."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import statistics
 
 def steps_to(curve: dict, target: float) -> float | None:
     """Return the step at which a curve first meets the target, interpolated log-linearly; None where it does not."""
-    points = list(zip(curve["step"], curve["isotropy"], strict=True))
+    points = list(zip(curve["step"], curve["anisotropy"], strict=True))
     for (before, high), (after, low) in itertools.pairwise(points):
         if low <= target:
             return before + (after - before) * (math.log(high / target) / math.log(high / low) if high > target else 0)
@@ -27,7 +27,7 @@ def best_lambda(curves: list[dict], method: str, lambdas: tuple[float, ...], tar
         runs = _of(curves, method, weight)
         needed = [steps_to(run, targets[run["seed"]]) for run in runs]
         mean = math.inf if None in needed else statistics.mean(needed)
-        return mean, statistics.mean(run["isotropy"][-1] for run in runs)
+        return mean, statistics.mean(run["anisotropy"][-1] for run in runs)
 
     return min(lambdas, key=merit)
 
@@ -47,8 +47,8 @@ def summarise(
             reached = None if None in needed else statistics.mean(needed)
             full = _of(curves, "full", weight)
             found[f"{method} {weight:g}"] = {
-                "final_isotropy": [run["isotropy"][-1] for run in runs],
-                "of_full": statistics.mean(a["isotropy"][-1] / b["isotropy"][-1]
+                "final_anisotropy": [run["anisotropy"][-1] for run in runs],
+                "of_full": statistics.mean(a["anisotropy"][-1] / b["anisotropy"][-1]
                                            for a, b in zip(runs, full, strict=False)) if full else None,
                 "held_out_dsm": [run["held_out_dsm"] for run in runs],
                 "steps_to_target": needed,
@@ -63,6 +63,6 @@ def summarise(
             if method == "released":
                 pairs = zip(runs, full, strict=False)  # the released formula has the first seed only
                 found[f"{method} {weight:g}"]["largest_difference_from_full"] = max(
-                    abs(a / b - 1) for r, f in pairs for a, b in zip(r["isotropy"], f["isotropy"], strict=True)
+                    abs(a / b - 1) for r, f in pairs for a, b in zip(r["anisotropy"], f["anisotropy"], strict=True)
                 )
     return found

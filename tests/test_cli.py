@@ -1,143 +1,105 @@
-"""The command line: every kind of bad input ends in one line and exit status 2."""
+"""The command line: how it reads arguments, what it does with errors, and `isodiff sample`."""
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from nbformat.v4 import new_notebook
+from PIL import Image
 
 import isodiff
 from isodiff import cli, course
-from isodiff.cli_evaluate import _record_name
-from isodiff.metrics import weights
+from isodiff.diffusion import load_pipeline
+from isodiff.metrics import Generator, draw_latents, to_uint8
+
+SAMPLE = ["sample", "digits16/base", "--number", "3", "--columns", "2", "--num-steps", "2", "--device", "cpu"]
 
 
 def test_version_and_module_entry() -> None:
     command = [sys.executable, "-m", "isodiff", "--version"]
-    finished = subprocess.run(
-        command, capture_output=True, text=True, check=True, cwd=Path(isodiff.__file__).parents[1]
-    )
-    assert finished.stdout.strip() == f"isodiff {isodiff.__version__}"
+    found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(isodiff.__file__).parents[1])
+    assert found.stdout.strip() == f"isodiff {isodiff.__version__}"
 
 
-def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(["--help"])
-    assert stopped.value.code == 0
+@pytest.mark.parametrize("command", ["", *cli.COMMANDS])
+def test_help_names_every_command_and_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*command.split(), "--help"]) == 0
     text = capsys.readouterr().out
-    assert all(name in text for name in ("run", "fetch-weights"))
+    names = cli.COMMANDS if not command else cli.COMMANDS[command].__dataclass_fields__
+    positional = {"names", "models", "records", "claims", "model"}
+    assert [name for name in names if name not in {"config", *positional} and name.replace("_", "-") not in text] == []
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("texts", "expected"),
     [
-        ("n=3", ("n", 3)),
-        ("lr=1e-4", ("lr", 1e-4)),
-        ("dataset=digits", ("dataset", "digits")),
-        ("dataset=folder:a=b", ("dataset", "folder:a=b")),
-        ("dims=[1, 2]", ("dims", [1, 2])),
-        ("flag=true", ("flag", True)),
-        ("empty=", ("empty", "")),
+        (["n=3", "lr=1e-4"], {"n": 3, "lr": 1e-4}),
+        (["dataset=folder:a=b", "empty="], {"dataset": "folder:a=b", "empty": ""}),
+        (["dims=[1, 2]", "flag=true"], {"dims": [1, 2], "flag": True}),
     ],
 )
-def test_key_value(text: str, expected: tuple[str, object]) -> None:
-    assert cli.key_value(text) == expected
-
-
-@pytest.mark.parametrize("text", ["n", "=3", "two words=3", "-=1"])
-def test_key_value_refuses(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="is not key=value"):
-        cli.key_value(text)
+def test_pairs(texts: list[str], expected: dict[str, object]) -> None:
+    assert cli.read_pairs(texts) == expected
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("texts", "message"),
+    [(["n"], "'n' is not NAME=VALUE"), (["=3"], "not NAME"), (["a b=3"], "not NAME"), (["n=1", "n=2"], "given twice")],
+)
+def test_pairs_refused(texts: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cli.read_pairs(texts)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
     [
-        (["run", "07_missing"], "no notebook is called '07_missing'; there are 01_"),
-        (["run", "04", "--profile", "tpu"], "profile is 'tpu'; 04_isometric_finetuning accepts cpu, gpu"),
-        (["run", "04", "-p", "num_spteps=3"], "04_isometric_finetuning has no parameter called num_spteps"),
-        (["run", "04", "-p", "overrides=three"], "overrides is 'three', which is not JSON"),
-        (["run", "04", "-p", "seed=-1"], "seed is -1"),
-        (["run", "04", "-p", "device=abacus"], "device is 'abacus'"),
-        (["run", "04", "-p", "seed=1", "-p", "seed=2"], "seed is given twice"),
-        (["run", "04", "-p", "profile=gpu"], "chosen with --profile"),
-        (["run", "--update", "--profile", "gpu"], "--update rewrites the committed outputs"),
+        (ValueError("two\nlines"), 2, "isodiff: two lines\n"),
+        (FileNotFoundError(), 2, "isodiff: FileNotFoundError\n"),
+        (KeyboardInterrupt(), 130, "isodiff: interrupted\n"),
     ],
 )
-def test_bad_input_is_one_line(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_an_error_of_ours_is_one_line_and_its_traceback_is_there_to_debug(
+    error: BaseException, status: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "out"
-    assert cli.main([*arguments, *(["--output", str(output)])]) == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith("isodiff: ")
-    assert captured.err.count("\n") == 1
-    assert message in captured.err
-    assert not output.exists()
+    def fail(self: cli.FetchWeights) -> int:
+        raise error
+
+    monkeypatch.setattr(cli.FetchWeights, "__call__", fail)
+    assert cli.main(["fetch-weights"]) == status
+    assert capsys.readouterr().err == said
+    if status == 2:
+        for arguments in (["--debug", "fetch-weights"], ["fetch-weights", "--debug"]):
+            with pytest.raises(type(error)):
+                cli.main(arguments)
 
 
-@pytest.mark.parametrize("arguments", [[], ["walk"], ["run", "-p", "n"], ["run", "--speed", "3"]])
-def test_unusable_command_lines_are_one_line_that_points_to_the_help(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(arguments)
-    assert stopped.value.code == 2
-    said = capsys.readouterr().err
-    assert said.startswith("isodiff: ")
-    assert said.endswith(" --help\n")
-    assert said.count("\n") == 1
-
-
-@pytest.mark.parametrize("arguments", [["--debug", "fetch-weights"], ["fetch-weights", "--debug"]])
-def test_debug_shows_the_traceback(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
-        raise ValueError("damaged")
-
-    monkeypatch.setattr(weights, "fetch_weights", fail)
-    assert cli.main(["fetch-weights"]) == 2
-    with pytest.raises(ValueError, match="damaged"):
-        cli.main(arguments)
-
-
-def test_defects_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
+def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: cli.FetchWeights) -> int:
         raise AssertionError
 
-    monkeypatch.setattr(weights, "fetch_weights", fail)
+    monkeypatch.setattr(cli.FetchWeights, "__call__", fail)
     with pytest.raises(AssertionError):
         cli.main(["fetch-weights"])
-
-
-def test_interruption_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(weights, "fetch_weights", interrupt)
-    assert cli.main(["fetch-weights"]) == 130
-    assert capsys.readouterr().err == "isodiff: interrupted\n"
 
 
 def test_run_passes_everything_on_and_reports_failures(monkeypatch: pytest.MonkeyPatch) -> None:
     received = {}
 
-    def run_notebooks(names: list[str], **options: object) -> list[course.Outcome]:
+    def run_notebooks(names: tuple[str, ...], **options: object) -> list[course.Page]:
         received.update(options, names=names)
-        return [course.Outcome("01_a", None, 0.0), course.Outcome("02_b", None, 0.0, received.get("failure"))]
+        return [course.Page("02_b", new_notebook(), 0.0, received.get("failure", ""))]
 
     monkeypatch.setattr(course, "run_notebooks", run_notebooks)
     assert cli.main(["run", "01", "02", "--profile", "gpu", "-p", "n=3", "--output", "o"]) == 0
-    assert received == {
-        "names": ["01", "02"],
-        "profile": "gpu",
-        "parameters": {"n": 3},
-        "output": "o",
-        "update": False,
-    }
-    received["failure"] = course.Failure("cell [3]", "ValueError: no")
+    options = {"profile": "gpu", "parameters": {"n": 3}, "output": Path("o"), "update": False, "jobs": None}
+    assert received == {"names": ("01", "02"), **options}
+    received["failure"] = "cell [3]: ValueError: no"
     assert cli.main(["run"]) == 1
 
 
@@ -152,4 +114,24 @@ def test_run_passes_everything_on_and_reports_failures(monkeypatch: pytest.Monke
     ],
 )
 def test_a_record_is_named_after_its_model_and_prompt(model: str, prompt: str | None, name: str) -> None:
-    assert _record_name(model, prompt) == name
+    assert cli.record_name(model, prompt) == name
+
+
+def test_a_picture_holds_the_images_of_the_first_latents(tmp_path: Path) -> None:
+    assert cli.main([*SAMPLE, "--seed", "5", "--batch-size", "2", "--output", str(tmp_path / "a.png")]) == 0
+    picture = np.asarray(Image.open(tmp_path / "a.png"))
+    generate = Generator(load_pipeline("digits16/base"), 2)
+    with torch.no_grad():
+        images = to_uint8(generate(draw_latents(generate.shape, 0, 3, seed=5, stream="samples")))[:, 0].numpy()
+    assert picture.shape == (2 * 17 + 1, 2 * 17 + 1, 3)
+    for image, (row, column) in zip(images, ((0, 0), (0, 1), (1, 0)), strict=True):
+        found = picture[1 + 17 * row : 17 + 17 * row, 1 + 17 * column : 17 + 17 * column, 0]
+        assert np.abs(found.astype(int) - image).max() <= 1  # a batch of another size rounds otherwise
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png"]
+
+
+def test_help_asks_for_no_heavy_module() -> None:
+    """What is light stays light: torch alone would take longer than a reader waits for help."""
+    code = "import sys; from isodiff.cli import main; main(['--help']); print('torch' in sys.modules, file=sys.stderr)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stderr.strip() == "False"

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FROZEN = Path(__file__).with_name("frozen.json")
 MODELS = [f"{kind}/{name}" for kind in ("digits16", "faces32") for name in ("base", "control", "isometric")]
-METRICS = ("fid", "kid", "ppl", "mrtl", "mcn", "vor", "isotropy")
+METRICS = ("fid", "kid", "ppl", "mrtl", "mcn", "vor", "anisotropy")
 SIZES = {
     "num_fid_images": 24,
     "fid_steps": 4,
@@ -31,7 +31,7 @@ SIZES = {
     "spectrum_times": [600],
     "num_spectra": 3,
     "spectrum_k": 10,
-    "num_isotropy": 4,
+    "num_anisotropy": 4,
 }
 
 
@@ -54,7 +54,7 @@ def measured(model: str) -> dict[str, float]:
     from isodiff.metrics import evaluate
 
     dataset = "digits" if model.startswith("digits") else "faces"
-    record = evaluate(model, METRICS, dataset=dataset, attributes=None, overrides=json.dumps(SIZES))
+    record = evaluate(model, METRICS, dataset=dataset, attributes=None, sizes=SIZES)
     return {name: float(f"{m.value:.8g}") for name, m in record.measurements.items()}
 
 

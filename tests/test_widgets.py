@@ -11,14 +11,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from isodiff.diffusion.pretrained import load_pipeline
-from isodiff.geometry import project_to_tangent, slerp
-from isodiff.metrics.generator import Generator, draw_latents, to_uint8
+from isodiff.diffusion import load_pipeline
+from isodiff.geometry import lerp, project_to_tangent, slerp
+from isodiff.metrics import Generator, draw_latents, to_uint8
+from isodiff.plots import COLOURS
 from isodiff.widgets import DirectionExplorer, LatentTraversal, SphereExplorer
 from isodiff.widgets.explorer import Explorer
-from isodiff.widgets.film import film_png, strip_indices
+from isodiff.widgets.film import film_png
+from isodiff.widgets.sphere import point
 
 SHAPE = (1, 16, 16)
+LATENTS = draw_latents(SHAPE, 0, 3, seed=0)
+TANGENTS = project_to_tangent(draw_latents(SHAPE, 3, 9, seed=0), LATENTS.repeat_interleave(2, dim=0)).flatten(1)
+DIRECTIONS = torch.nn.functional.normalize(TANGENTS, dim=1).reshape(3, 2, *SHAPE)
+MODELS = {"base": lambda x: x.clamp(-1, 1), "negative": lambda x: -x.clamp(-1, 1)}
 
 
 class Counted:
@@ -42,84 +48,40 @@ def generators(model: Generator) -> dict[str, Counted]:
     return {"base": Counted(model), "negative": Counted(lambda x: -model(x))}
 
 
-@pytest.fixture(scope="module")
-def latents() -> Tensor:
-    return draw_latents(SHAPE, 0, 3, seed=0)
+def traverses(models: object = MODELS, latents: Tensor = LATENTS, frames: int = 5) -> LatentTraversal:
+    return LatentTraversal(models, latents, paths={"slerp": slerp, "lerp": lerp}, num_frames=frames)
 
 
-@pytest.fixture(scope="module")
-def directions(latents: Tensor) -> Tensor:
-    """Return two unit tangent vectors at each latent, (3, 2, 1, 16, 16)."""
-    noise = draw_latents(SHAPE, 3, 9, seed=0)
-    tangent = project_to_tangent(noise, latents.repeat_interleave(2, dim=0)).flatten(1)
-    return torch.nn.functional.normalize(tangent, dim=1).reshape(3, 2, *SHAPE)
+def moves(models: object = MODELS, latents: Tensor = LATENTS, **options: object) -> DirectionExplorer:
+    options = {"sigma": dict.fromkeys(models, torch.tensor([[2.0, 1.0]] * 3)), "max_gamma": 8.0} | options
+    directions = options.pop("directions", dict.fromkeys(models, DIRECTIONS))
+    return DirectionExplorer(models, latents, directions, **options, num_frames=5)
 
 
-@pytest.fixture
-def traversal(generators: dict[str, Counted], latents: Tensor) -> LatentTraversal:
-    return LatentTraversal(generators, latents, num_frames=5)
+@torch.no_grad()
+def test_frames_are_the_images_of_the_path_and_of_the_great_circle(generators: dict, model: Generator) -> None:
+    x, v, radius = LATENTS[1:2], DIRECTIONS[1, 1:2], LATENTS[1].norm()
+    path = [slerp(LATENTS[:1], x, tau) for tau in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    circle = [torch.cos(g / radius) * x + radius * torch.sin(g / radius) * v for g in torch.linspace(-8, 8, 5)]
+    films = traverses(generators).film("base", "slerp", "1", "2"), moves(generators).film("base", "2", "2")
+    for film, points in zip(films, (path, circle), strict=True):
+        expected = to_uint8(model(torch.cat(points)))
+        assert (film.int() - expected.int()).abs().max() <= 1  # batches round differently
 
 
-@pytest.fixture
-def explorer(generators: dict[str, Counted], latents: Tensor, directions: Tensor) -> DirectionExplorer:
-    sigma = dict.fromkeys(generators, torch.tensor([[2.0, 1.0]] * 3))
-    return DirectionExplorer(generators, latents, dict.fromkeys(generators, directions), sigma=sigma, num_frames=5)
-
-
-def picture(explorer: Explorer) -> bytes:
-    return bytes(explorer.picture.value)
-
-
-def pixels(explorer: Explorer) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(picture(explorer))).convert("RGBA"))
-
-
-# what is shown ------------------------------------------------------------------------------------------------------
-
-
-def test_frames_are_the_images_of_the_path(traversal: LatentTraversal, model: Generator, latents: Tensor) -> None:
-    with torch.no_grad():
-        points = torch.cat([slerp(latents[:1], latents[1:2], tau) for tau in (0.0, 0.25, 0.5, 0.75, 1.0)])
-        expected = to_uint8(model(points))
-    assert (traversal.film().int() - expected.int()).abs().max() <= 1  # batches round differently
-
-
-def test_frames_are_the_images_along_the_great_circle(
-    explorer: DirectionExplorer, model: Generator, latents: Tensor, directions: Tensor
-) -> None:
-    explorer.move_to(latent="2", direction="2")
-    x, v = latents[1:2], directions[1, 1:2]
-    radius = x.norm()
-    with torch.no_grad():
-        points = [torch.cos(g / radius) * x + radius * torch.sin(g / radius) * v for g in explorer.frame_values()]
-        expected = to_uint8(model(torch.cat(points).float()))
-    assert (explorer.film().int() - expected.int()).abs().max() <= 1
-    assert explorer.max_gamma == pytest.approx(latents.flatten(1).norm(dim=1).mean().item() / 2)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_picture_shows_the_frame_between_the_ends(channels: int) -> None:
+@pytest.mark.parametrize(("channels", "enlarged"), [(1, 1), (3, 128)])
+def test_picture_shows_the_frame_between_the_ends(channels: int, enlarged: int) -> None:
     levels = torch.tensor([10, 60, 110, 160, 210], dtype=torch.uint8)
-    film = levels[:, None, None, None].expand(5, channels, 4, 8)
-    image = np.asarray(Image.open(io.BytesIO(film_png(film, 3, "#ff0000"))))
+    film = levels[:, None, None, None].expand(5, channels, 4 * enlarged, 8 * enlarged)
+    image = np.asarray(Image.open(io.BytesIO(film_png(film, 3, "isometric"))))
     height = 128  # of an image 256 pixels wide and half as tall
     assert image.shape[1] == 592
     assert [image[height // 2, column, 0] for column in (64, 296, 528)] == [10, 160, 210]
-    strip = image[height + 16]
-    assert [strip[32 + 66 * column, 0] for column in range(0, 9, 2)] == [10, 60, 110, 160, 210]
-    mark = np.flatnonzero((image[-3] == (255, 0, 0, 255)).all(axis=1))
+    assert [image[height + 16, 32 + 66 * column, 0] for column in range(0, 9, 2)] == [10, 60, 110, 160, 210]
+    colour = [int(COLOURS["isometric"][i : i + 2], 16) for i in (1, 3, 5)]
+    mark = np.flatnonzero((image[-3] == (*colour, 255)).all(axis=1))
     assert mark.mean() == pytest.approx(32 + 528 * 3 / 4, abs=1)
     assert image[0, 0, 3] == 0  # the ground is transparent, for light and dark themes
-
-
-def test_large_images_shrink_to_the_picture() -> None:
-    film = torch.randint(0, 256, (2, 3, 512, 512), dtype=torch.uint8)
-    assert Image.open(io.BytesIO(film_png(film, 0, "#ff0000"))).width == 592
-
-
-def test_strip_holds_both_ends() -> None:
-    assert strip_indices(33, 9) == list(range(0, 33, 4))
-    assert strip_indices(2, 3)[0::2] == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +90,7 @@ def test_strip_holds_both_ends() -> None:
 )
 def test_sphere_is_measured_exactly(latitude: float, longitude: float, norm: float, factor: float) -> None:
     """‖z‖ = r cot((90° − latitude)/2) and G = (1 − sin latitude)²."""
-    x, z, found = SphereExplorer(latitude=latitude, longitude=longitude, radius=1.5).point()
+    x, z, found = point(latitude, longitude, 1.5)
     assert np.linalg.norm(x) == pytest.approx(1.5)
     assert np.linalg.norm(z) == pytest.approx(norm, abs=1e-12)
     assert found == pytest.approx(factor)
@@ -136,163 +98,77 @@ def test_sphere_is_measured_exactly(latitude: float, longitude: float, norm: flo
         assert np.rad2deg(np.arctan2(z[1], z[0])) == pytest.approx(longitude)
 
 
-# what moves it ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("make", [traverses, moves, SphereExplorer])
+def test_every_control_changes_the_picture_and_reset_restores_it(make: Callable[[], Explorer]) -> None:
+    shown = make()
+    first, said = shown.picture.value, shown.status.value
+    for control in shown.controls.values():
+        assert control.description
+        assert control.tooltip
+        before = shown.picture.value
+        control.value = control.options[-1] if hasattr(control, "options") else control.max
+        assert shown.picture.value != before
+        assert shown.picture.tooltip in shown.status.value
+    assert shown.status.value != said
+    shown.reset_button.click()
+    assert (shown.picture.value, shown.status.value) == (first, said)
 
 
-def test_every_control_changes_the_picture_and_reset_restores_it(
-    traversal: LatentTraversal, explorer: DirectionExplorer
-) -> None:
-    for shown in (traversal, explorer, SphereExplorer()):
-        first, said = picture(shown), shown.status.value
-        for control in shown.controls.values():
-            assert control.description
-            assert control.tooltip
-            before = picture(shown)
-            if hasattr(control, "options"):
-                control.value = control.options[-1]
-            else:
-                control.value = control.max
-            assert picture(shown) != before
-            assert shown.picture.tooltip in shown.status.value
-        assert shown.status.value != said
-        shown.reset_button.click()
-        assert picture(shown) == first
-        assert shown.status.value == said
-
-
-def test_a_move_decodes_nothing(traversal: LatentTraversal, generators: dict[str, Counted]) -> None:
-    assert generators["base"].rows == 5
-    for value in traversal.frame_values():
-        traversal.controls["position"].value = value
-    assert [generators[name].rows for name in ("base", "negative")] == [5, 0]
-    traversal.controls["model"].value = "negative"
-    traversal.controls["model"].value = "base"
-    traversal.reset()
-    assert [generators[name].rows for name in ("base", "negative")] == [5, 5]
-
-
-def test_a_direction_is_decoded_once(explorer: DirectionExplorer, generators: dict[str, Counted]) -> None:
+def test_films_are_decoded_once_and_reset_decodes_nothing(generators: dict[str, Counted]) -> None:
+    explorer, rows = moves(generators), generators["base"].rows
     for _ in range(2):
         for direction in ("1", "2"):
             explorer.controls["direction"].value = direction
-            for value in explorer.frame_values():
-                explorer.controls["gamma"].value = value
-    assert generators["base"].rows == 10
+            for gamma in explorer.frames:
+                explorer.controls["γ"].value = gamma
+    assert generators["base"].rows == rows + 5  # of the second direction
+    explorer.controls["model"].value = "negative"
+    explorer.controls["latent"].value = "3"
+    explorer.reset_button.click()
+    assert [generators[name].rows for name in ("base", "negative")] == [rows + 5, 10]
 
 
-def test_the_film_unused_for_longest_is_forgotten(generators: dict[str, Counted], latents: Tensor) -> None:
-    traversal = LatentTraversal(generators, latents, num_frames=2, capacity=2)
-    for path in ("lerp", "slerp"):
-        traversal.move_to(path=path)
-    assert generators["base"].rows == 4
-    traversal.move_to(end="3")  # lerp goes
-    traversal.reset()
-    assert generators["base"].rows == 6
-    traversal.move_to(path="lerp")
-    assert generators["base"].rows == 8
-
-
-def test_several_controls_move_at_once(traversal: LatentTraversal, generators: dict[str, Counted]) -> None:
-    traversal.move_to(path="lerp", start="3", end="1", position=1.0)
-    assert traversal.state == {"model": "base", "path": "lerp", "start": "3", "end": "1", "position": 1.0}
-    assert traversal.frame == 4
-    assert generators["base"].rows == 10  # no film of a state in between
-
-
-def test_latents_by_name_and_paths_of_ones_own(generators: dict[str, Counted], latents: Tensor) -> None:
-    def stay(a: Tensor, b: Tensor, tau: float) -> Tensor:
-        return a
-
-    traversal = LatentTraversal(generators, {"one": latents[0], "two": latents[1]}, paths={"stay": stay}, num_frames=3)
-    film = traversal.film()
-    assert (film == film[:1]).all()
-    assert "latent one to latent two" in traversal.status.value
-
-
-def test_static_figures_show_every_model_or_direction(traversal: LatentTraversal, explorer: DirectionExplorer) -> None:
-    figure = traversal.figure(columns=3)
+def test_static_figures_show_every_model_or_direction() -> None:
+    figure = traverses().figure()
     assert [ax.get_ylabel() for ax in figure.axes] == ["base", "negative"]
-    assert [tick.get_text() for tick in figure.axes[-1].get_xticklabels()] == ["0.00", "0.50", "1.00"]
+    assert [tick.get_text() for tick in figure.axes[-1].get_xticklabels()][::4] == ["0.00", "0.50", "1.00"]
     assert "slerp from latent 1 to latent 2" in figure.get_supxlabel()
-    assert [ax.get_ylabel() for ax in explorer.figure().axes] == ["direction 1\nσ = 2", "direction 2\nσ = 1"]
+    assert [ax.get_ylabel() for ax in moves().figure().axes] == ["direction 1\nσ = 2", "direction 2\nσ = 1"]
     assert "‖z‖" in SphereExplorer().figure().get_supxlabel()
 
 
-def test_a_reader_without_a_kernel_is_told(traversal: LatentTraversal) -> None:
-    assert repr(traversal) == "LatentTraversal (Latent traversal): run this cell in JupyterLab to use it"
-
-
-# what is refused ----------------------------------------------------------------------------------------------------
-
-
-def test_a_model_that_fails_says_so(latents: Tensor) -> None:
+def test_a_model_that_fails_says_so() -> None:
     def breaks(x: Tensor) -> Tensor:
         raise RuntimeError("out of <memory>")
 
-    good = Counted(lambda x: x.clamp(-1, 1))
-    traversal = LatentTraversal({"good": good, "bad": breaks}, latents, num_frames=2)
+    traversal = traverses({"good": MODELS["base"], "bad": breaks})
     with pytest.raises(RuntimeError, match="out of"):
         traversal.controls["model"].value = "bad"
     assert "cannot draw this: out of &lt;memory&gt;" in traversal.status.value
 
 
-def test_endpoints_of_different_shapes(generators: dict[str, Counted], latents: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"one shape \(C, H, W\); got a: \(1, 16, 16\), b: \(1, 8, 8\)"):
-        LatentTraversal(generators, {"a": latents[0], "b": torch.zeros(1, 8, 8)})
-    with pytest.raises(ValueError, match=r"at least two endpoints; got 1"):
-        LatentTraversal(generators, latents[:1])
+AXES, FOUR = torch.eye(4).reshape(1, 4, 1, 2, 2), {"base": torch.ones(1, 4)}  # a tangent space has three
 
 
-def test_model_and_latents_that_do_not_match(generators: dict[str, Counted], directions: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"'base' takes latents of shape \(1, 16, 16\); got .* \(3, 32, 32\)"):
-        LatentTraversal(generators, torch.randn(2, 3, 32, 32))
-    with pytest.raises(ValueError, match=r"directions of 'base' must be of shape .* got \(3, 2, 1, 16, 16\)"):
-        DirectionExplorer(generators, torch.randn(2, *SHAPE), dict.fromkeys(generators, directions))
-    with pytest.raises(ValueError, match="unit vectors tangent to the sphere"):
-        DirectionExplorer(generators, torch.randn(3, *SHAPE), dict.fromkeys(generators, directions))
-    with pytest.raises(ValueError, match=r"directions must be given for the models .* got \['base'\]"):
-        DirectionExplorer(generators, torch.randn(3, *SHAPE), {"base": directions})
-    with pytest.raises(ValueError, match="at least one model"):
-        LatentTraversal({}, torch.randn(2, *SHAPE))
-
-
-def test_more_directions_than_dimensions() -> None:
-    x = torch.tensor([3.0, 0.0, 0.0, 0.0]).reshape(1, 1, 2, 2)
-    axes = torch.eye(4)[[1, 2, 3, 1]].reshape(1, 4, 1, 2, 2)
-    model = {"identity": lambda x: x.clamp(-1, 1)}
-    assert DirectionExplorer(model, x, {"identity": axes[:, :3]}, num_frames=3).film().shape == (3, 1, 2, 2)
-    with pytest.raises(ValueError, match="at most 3, the dimensions of the tangent space; got 4"):
-        DirectionExplorer(model, x, {"identity": axes})
-
-
-def test_values_out_of_range(traversal: LatentTraversal, explorer: DirectionExplorer) -> None:
-    for value in (-0.1, 1.1, float("nan")):
-        with pytest.raises(ValueError, match="position must lie between 0 and 1; got"):
-            traversal.move_to(path="lerp", position=value)
-    assert traversal.state["path"] == "slerp"  # all or nothing
-    with pytest.raises(ValueError, match=r"gamma must lie between -.* got 100"):
-        explorer.move_to(gamma=100)
-    with pytest.raises(ValueError, match=r"end must be one of 1, 2, 3; got '4'"):
-        traversal.move_to(end="4")
-    with pytest.raises(ValueError, match=r"no control 'tau'; there are model, path, start, end, position"):
-        traversal.move_to(tau=0.5)
-    with pytest.raises(ValueError, match="a film holds every position"):
-        traversal.film(position=0.5)
-    with pytest.raises(ValueError, match="latitude must lie between -90 and 45; got 90"):
-        SphereExplorer(latitude=90)
-    with pytest.raises(ValueError, match=r"radius r must lie between 0\.5 and 1\.5; got 0"):
-        SphereExplorer(radius=0)
-
-
-@pytest.mark.parametrize("number", [1, 2.5, True])
-def test_films_need_two_frames(generators: dict[str, Counted], latents: Tensor, number: object) -> None:
-    with pytest.raises(ValueError, match="num_frames must be an integer of at least 2"):
-        LatentTraversal(generators, latents, num_frames=number)
-
-
-@pytest.mark.parametrize("gamma", [0.0, -1.0, float("inf"), float("nan")])
-def test_the_largest_gamma_is_positive(
-    generators: dict[str, Counted], latents: Tensor, directions: Tensor, gamma: float
-) -> None:
-    with pytest.raises(ValueError, match="max_gamma must be positive and finite"):
-        DirectionExplorer(generators, latents, dict.fromkeys(generators, directions), max_gamma=gamma)
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: traverses(latents=LATENTS[:1]), "two latents, one path and two frames; got 2, 1, 2 and 5"),
+        (lambda: traverses({}), "at least one model"),
+        (lambda: traverses(frames=1), "two frames; got 2, 3, 2 and 1"),
+        (lambda: traverses({"base": Counted(torch.sin)}, torch.randn(2, 3, 8, 8)), r"\(1, 16, 16\) of this model"),
+        (lambda: moves(latents=LATENTS[:2]), r"at the latents \(2, 1, 16, 16\); got .*\(3, 2, 1, 16, 16\)"),
+        (lambda: moves(directions={"base": DIRECTIONS}), r"for the models \['base', 'negative'\]"),
+        (lambda: moves(sigma={"base": torch.ones(3, 2)}), "must be given for the models"),
+        (lambda: moves(sigma=dict.fromkeys(MODELS, torch.ones(3, 1))), "must be given for the models"),
+        (lambda: moves(max_gamma=0.0), "max_gamma must be positive"),
+        (lambda: moves(max_gamma=float("nan")), "max_gamma must be positive"),
+        (
+            lambda: moves({"base": torch.sin}, AXES[:, 0], directions={"base": AXES}, sigma=FOUR),
+            "k below the dimension",
+        ),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,120 +1,99 @@
-"""The data sets of the papers, by name: where they are, how many images they hold, and what the paper says of them.
+"""The one door to images, and the data sets of the papers by name.
 
 Hahm et al. 2024, Sec. 4.1: "The training partition of each dataset consists of 50,000, 14,342, 126,227, and 3,033,042
 samples", of CIFAR-10, CelebA-HQ, LSUN-Church and LSUN-Bedrooms; all but CIFAR-10 at 256 pixels, mirrored with
-probability 1/2. The counts of CIFAR-10 and of both LSUN categories are those of the whole training partitions.
-CelebA-HQ has 30,000 images, and the paper does not say which 14,342 of them are its own. FFHQ and ImageNet are not in
-the paper; they are here for the question whether noise on their images keeps to a sphere (`isodiff.metrics.shell`).
+probability 1/2. FFHQ and ImageNet serve another question: whether noise on their images keeps to a sphere.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from typing import NamedTuple
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from isodiff.datasets.faces import FacesDataset
+from isodiff.datasets.folders import open_folder
+from isodiff.datasets.hub import open_hub
+from isodiff.datasets.images import open_digits
+from isodiff.datasets.stream import StreamDataset
 
 
-@dataclass(frozen=True)
-class Source:
-    """One data set of the hub, and what the paper has of it.
+class Source(NamedTuple):
+    """One data set of the hub: what `open_dataset` opens, the number of images of its card, and that of the paper."""
 
-    Attributes:
-        repository: Its name on the hub.
-        split: Of the training images; ``+`` joins several.
-        column: The column of images.
-        count: Images in that split, as the repository's card states; another number is refused.
-        revision: The commit whose card was read; None is the hub's main branch. Any other: ``hub:NAME@REVISION``.
-        paper_count: Images the paper trained on, or None if it did not.
-        resolution: Side in pixels of the paper's images, or of the stored ones if it had none.
-        streamed: Whether it is read as a stream, being too large to fetch and index first.
-        terms: Licence or terms of the images.
-        note: Whatever else a reader must know.
-    """
-
-    repository: str
-    split: str
-    column: str
+    spec: str
     count: int
-    revision: str | None
-    paper_count: int | None
-    resolution: int
-    streamed: bool
-    terms: str
-    note: str = ""
-
-    @property
-    def spec(self) -> str:
-        """The data set as `open_dataset` accepts it, without the checks of the table."""
-        revision = f"@{self.revision}" if self.revision else ""
-        return f"{'stream' if self.streamed else 'hub'}:{self.repository}{revision}#{self.split}"
+    paper_count: int | None = None  # None: not in the paper
+    note: str = ""  # why the two differ
 
 
+# Terms: none stated of CIFAR-10 (see Krizhevsky 2009) and LSUN (see its project); non-commercial research for CelebA-HQ
+# and ImageNet, to be accepted on the hub (`hf auth login`); CC BY-NC-SA 4.0 for FFHQ, each photograph under its own.
 CATALOGUE = {
-    "cifar10": Source(
-        "uoft-cs/cifar10",
-        "train",
-        "img",
-        count=50_000,
-        revision=None,
-        paper_count=50_000,
-        resolution=32,
-        streamed=False,
-        terms="no licence stated; its authors ask to cite Krizhevsky 2009",
-    ),
+    "cifar10": Source("hub:uoft-cs/cifar10#train", 50_000, 50_000),
     "celebahq": Source(
-        "mattymchen/celeba-hq",
-        "train",
-        "image",
-        count=28_000,
-        revision="1bc5dfbeb766d03abeddf5a48b9871479a4395bb",
-        paper_count=14_342,
-        resolution=256,
-        streamed=False,
-        terms="photographs of the CelebA data set, non-commercial research only",
-        note="the paper does not say which images of CelebA-HQ are its own",
+        "hub:mattymchen/celeba-hq@1bc5dfbeb766d03abeddf5a48b9871479a4395bb#train",
+        28_000,
+        14_342,
+        "the paper does not say which images of CelebA-HQ are its own",
     ),
-    "lsun-church": Source(
-        "tglcourse/lsun_church_train",
-        "train+test",
-        "image",
-        count=126_227,
-        revision="bce8c61d61fe7ced008dc92b345451f380e12414",
-        paper_count=126_227,
-        resolution=256,
-        streamed=False,
-        terms="no licence stated; see the LSUN project",
-        note="LSUN's training partition, which the repository divides into train and test",
+    "lsun-church": Source(  # LSUN's training partition, which the repository divides into train and test
+        "hub:tglcourse/lsun_church_train@bce8c61d61fe7ced008dc92b345451f380e12414#train+test", 126_227, 126_227
     ),
     "lsun-bedroom": Source(
-        "pcuenq/lsun-bedrooms",
-        "train+test",
-        "image",
-        count=303_125,
-        revision="1acf5c322e8f1e3e440adf7130d697a677110119",
-        paper_count=3_033_042,
-        resolution=256,
-        streamed=True,
-        terms="no licence stated for the images; see the LSUN project",
-        note="a sample of LSUN's training partition: no copy of all of it is known on the hub",
+        "stream:pcuenq/lsun-bedrooms@1acf5c322e8f1e3e440adf7130d697a677110119#train+test",
+        303_125,
+        3_033_042,
+        "a sample of LSUN's training partition: no copy of all of it is known on the hub",
     ),
-    "ffhq": Source(
-        "merkol/ffhq-256",
-        "train",
-        "image",
-        count=70_000,
-        revision="f23c0e21f6fe222b4429272a86be00e4583b0298",
-        paper_count=None,
-        resolution=256,
-        streamed=False,
-        terms="CC BY-NC-SA 4.0 as a data set, each photograph under its own licence",
-    ),
-    "imagenet": Source(
-        "ILSVRC/imagenet-1k",
-        "train",
-        "image",
-        count=1_281_167,
-        revision=None,
-        paper_count=None,
-        resolution=256,
-        streamed=True,
-        terms="non-commercial research and education, terms to be accepted on the hub (`hf auth login`)",
-    ),
+    "ffhq": Source("hub:merkol/ffhq-256@f23c0e21f6fe222b4429272a86be00e4583b0298#train", 70_000),
+    "imagenet": Source("stream:ILSVRC/imagenet-1k#train", 1_281_167),
 }
+
+
+def open_dataset(spec: str, resolution: int, *, seed: int = 0) -> Dataset[Tensor]:
+    """Open images of a side of `resolution` pixels, (C, R, R) float32 in [-1, 1], by name.
+
+    `spec` is "faces" (rendered, factors known), "digits" (scikit-learn's handwriting), "folder:PATH" (images, tar
+    archives of images, or one archive), "hub:NAME[@REVISION][#SPLIT]" (of the hub or a local directory; split train
+    unless told), "stream:NAME[@REVISION][#SPLIT[=COUNT]]" (the same, read in order as training goes on), or a name of
+    `CATALOGUE`, whose number of images is checked; "cifar10=folder:PATH" checks a copy of your own against the paper's.
+    `seed` draws the factors of faces and the order of a stream. The result has `channels`, `resolution`,
+    `horizontal_flip` (whether training may mirror images) and `__getitems__`; a stream also has `sequential = True`:
+    its indices are positions, best asked for in order.
+    """
+    if isinstance(resolution, bool) or not isinstance(resolution, int) or resolution < 1:
+        raise ValueError(f"resolution must be a positive whole number of pixels, got {resolution!r}")
+    if spec == "faces":
+        return FacesDataset(resolution, seed=seed)
+    if spec == "digits":
+        return open_digits(resolution)
+    name, own, copy = spec.partition("=")
+    source, stored, count = CATALOGUE.get(name), spec, None
+    if source is not None:
+        stored, count = (copy, source.paper_count or source.count) if own else (source.spec, source.count)
+    kind, _, place = stored.partition(":")
+    if kind not in ("folder", "hub", "stream") or not place:
+        raise ValueError(
+            f"unknown dataset {spec!r}; accepted are 'faces', 'digits', 'folder:PATH', 'hub:NAME[@REVISION][#SPLIT]', "
+            f"'stream:NAME[@REVISION][#SPLIT[=COUNT]]', and of the papers {', '.join(map(repr, CATALOGUE))}, each also "
+            "with a copy of your own, as 'cifar10=folder:PATH'"
+        )
+    try:
+        if kind == "stream":
+            images = StreamDataset(place, resolution, seed=seed, count=count)
+        else:
+            images = (open_folder if kind == "folder" else open_hub)(place, resolution, count=count)
+    except (FileNotFoundError, ConnectionError) as error:
+        if source is None:
+            raise
+        raise type(error)(f"{name}: {error}") from error
+    if source is not None and not own and source.paper_count not in (None, source.count):
+        warnings.warn(
+            f"{name} is {source.spec} with {source.count:,} images, where the paper has {source.paper_count:,}: "
+            f"{source.note}; {name}=folder:PATH opens a copy of your own and checks it against the paper's number",
+            stacklevel=2,
+        )
+    return images

@@ -1,12 +1,9 @@
 r"""Cartoon faces whose manifold, tangent spaces and attributes are known exactly.
 
-A face is the image of ten continuous factors, `x = render(z)`, z ∈ [−1, 1]¹⁰: the data manifold is the image of a cube
-under a smooth map, its tangent space at x is spanned by the ten columns of ∂render/∂z, and the attributes of a face are
-z itself.
-
-Every shape is a smooth signed distance `d` (positive inside, in units of half the image side) turned into a coverage m
-= σ(d / w), with an edge `w` of about half a pixel, so that the picture is antialiased at any resolution and
-differentiable in z. The layers are composited from front to back,
+A face is x = render(z), z ∈ [−1, 1]¹⁰: the data manifold is the image of a cube under a smooth map, its tangent space
+at x is spanned by the ten columns of ∂render/∂z, and the attributes of a face are z itself. Every shape is a smooth
+signed distance d (positive inside, in half image sides), turned into a coverage m = σ(d / w) with an edge w of about
+half a pixel: antialiased at any resolution, and differentiable in z. The layers are composited from front to back,
 
     x = Σₖ wₖ cₖ,    wₖ = mₖ Πⱼ₍before k₎ (1 − mⱼ),
 
@@ -15,29 +12,17 @@ with colours cₖ that depend on z as well. Coordinates: u to the right, v downw
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 FACTORS = (
-    "smile",
-    "hair_length",
-    "hair_colour",
-    "skin_tone",
-    "face_width",
-    "eye_size",
-    "glasses",
-    "pose",
-    "age",
-    "background",
-)
-"""Names of the factors, in the order of the columns of `factors`; −1 and 1 are, for example, a frown and a smile."""
-
-_MIN_RESOLUTION, _MAX_RESOLUTION = 8, 1024
+    # the columns of `factors`; −1 and 1 are, for example, a frown and a smile
+    "smile", "hair_length", "hair_colour", "skin_tone", "face_width",
+    "eye_size", "glasses", "pose", "age", "background",
+)  # fmt: skip
 _CHUNK_PIXELS = 32 * 4096  # images are rendered in pieces that stay in the processor's cache
 
 # Quadratic Bézier curves in RGB: start, control and end colour of each factor that paints.
@@ -49,69 +34,60 @@ _BACKGROUND = ((0.98, 0.74, 0.62), (0.84, 0.92, 0.74), (0.45, 0.68, 0.90))
 class _Canvas:
     """Collects layers from front to back and composites them."""
 
-    def __init__(self, factors: torch.Tensor, resolution: int) -> None:
+    def __init__(self, factors: Tensor, resolution: int) -> None:
         centres = (torch.arange(resolution, dtype=factors.dtype, device=factors.device) + 0.5) * (2 / resolution) - 1
-        self.u = centres.view(1, 1, -1)
-        self.v = centres.view(1, -1, 1)
+        self.u, self.v = centres.view(1, 1, -1), centres.view(1, -1, 1)
         self.edge = 0.8 / resolution
         self.shape = (len(factors), resolution, resolution)
-        self.clear: torch.Tensor | float = 1.0
-        self.weights: list[torch.Tensor] = []
-        self.colours: list[torch.Tensor] = []
+        self.clear: Tensor | float = 1.0
+        self.weights, self.colours = [], []
 
-    def cover(self, distance: torch.Tensor, blur: float = 0.0) -> torch.Tensor:
+    def cover(self, distance: Tensor, blur: float = 0.0) -> Tensor:
         """Coverage σ(d / w) of a shape whose edge is blurred by a width that does not depend on the resolution."""
         return torch.sigmoid(distance * (1 / (self.edge + blur)))
 
-    def ellipse(
-        self,
-        u: torch.Tensor,
-        v: torch.Tensor,
-        a: torch.Tensor | float,
-        b: torch.Tensor | float,
-        power: int = 2,
-    ) -> torch.Tensor:
+    def ellipse(self, u: Tensor, v: Tensor, a: Tensor | float, b: Tensor | float, power: int = 2) -> Tensor:
         """Distance, to first order, to the superellipse (u/a)ᵖ + (v/b)ᵖ = 1; u and v stay apart until the sum."""
         scale = torch.minimum(torch.as_tensor(a).to(u), torch.as_tensor(b).to(u)) / power
         return scale * (1 - (u / a) ** power) - scale * (v / b) ** power
 
-    def paint(self, mask: torch.Tensor, colour: torch.Tensor) -> None:
+    def paint(self, mask: Tensor, colour: Tensor) -> None:
         """Put a layer of the given coverage (B, R, R) and colour (B or 1, 3) behind all layers painted so far."""
         weight = mask * self.clear
         self.clear = self.clear - weight
         self.weights.append(weight)
         self.colours.append(colour.expand(self.shape[0], 3))
 
-    def finish(self, colour: torch.Tensor) -> torch.Tensor:
+    def finish(self, colour: Tensor) -> Tensor:
         """Fill what is still clear and return the picture (B, 3, R, R) in [0, 1]."""
         self.paint(torch.ones_like(self.clear), colour)
         weights = torch.stack([w.expand(self.shape).flatten(1) for w in self.weights], dim=1)
         return torch.bmm(torch.stack(self.colours, dim=2), weights).unflatten(2, self.shape[1:])
 
 
-def _bezier(z: torch.Tensor, points: tuple[tuple[float, ...], ...]) -> torch.Tensor:
+def _bezier(z: Tensor, points: tuple[tuple[float, ...], ...]) -> Tensor:
     """Colour (B, 3) at z ∈ [−1, 1] on a quadratic Bézier curve."""
     start, control, end = (torch.tensor(p, dtype=z.dtype, device=z.device) for p in points)
     s = (z.view(-1, 1) + 1) / 2
     return (1 - s) ** 2 * start + 2 * s * (1 - s) * control + s**2 * end
 
 
-def _rgb(z: torch.Tensor, *colour: float) -> torch.Tensor:
+def _rgb(z: Tensor, *colour: float) -> Tensor:
     return torch.tensor([colour], dtype=z.dtype, device=z.device)
 
 
-def _draw(z: torch.Tensor, resolution: int) -> torch.Tensor:
+def _draw(z: Tensor, resolution: int) -> Tensor:
     canvas = _Canvas(z, resolution)
+    cover, ellipse, paint = canvas.cover, canvas.ellipse, canvas.paint
     smile, hair_length, hair_colour, skin_tone, face_width, eye_size, glasses, pose, age, background = (
         column.view(-1, 1, 1) for column in z.unbind(1)
     )
     years = (age + 1) / 2
 
-    skin = _bezier(skin_tone, _SKIN)
+    skin, wall = _bezier(skin_tone, _SKIN), _bezier(background, _BACKGROUND)
     grey = 0.75 * years.view(-1, 1) ** 2
     hair = (1 - grey) * _bezier(hair_colour, _HAIR) + grey * _rgb(z, 0.83, 0.84, 0.86)
-    ink = _rgb(z, 0.12, 0.10, 0.14)
-    white = _rgb(z, 0.99, 0.99, 0.98)
+    ink, white = _rgb(z, 0.12, 0.10, 0.14), _rgb(z, 0.99, 0.99, 0.98)
 
     # The head stays put while its features slide over it: enough to read as a turn of the head.
     width = 0.53 + 0.09 * face_width
@@ -121,29 +97,27 @@ def _draw(z: torch.Tensor, resolution: int) -> torch.Tensor:
 
     # Glasses.
     eye_u, eye_v = 0.22 + 0.025 * face_width, 0.06
-    lens = canvas.ellipse(side - eye_u, canvas.v - eye_v, 0.180, 0.155, power=4)
-    rim = canvas.cover(0.018 - torch.abs(lens))
-    bridge = canvas.cover(0.016 - torch.abs(canvas.v - eye_v + 0.03)) * canvas.cover(eye_u - 0.18 - side)
-    canvas.paint(0.475 * (glasses + 1) * torch.maximum(rim, bridge), _rgb(z, 0.16, 0.16, 0.24))
+    lens = ellipse(side - eye_u, canvas.v - eye_v, 0.180, 0.155, power=4)
+    rim = cover(0.018 - torch.abs(lens))
+    bridge = cover(0.016 - torch.abs(canvas.v - eye_v + 0.03)) * cover(eye_u - 0.18 - side)
+    paint(0.475 * (glasses + 1) * torch.maximum(rim, bridge), _rgb(z, 0.16, 0.16, 0.24))
 
     # Eyes: highlights, pupil, iris, upper lid and white.
-    gaze = side - eye_u
-    size = 1 + 0.30 * eye_size
-    glint_v = canvas.v - eye_v + 0.026 * size
+    gaze, size = side - eye_u, 1 + 0.30 * eye_size
     for eye in (eye_u, -eye_u):
-        canvas.paint(canvas.cover(canvas.ellipse(u - eye - 0.018, glint_v, 0.018, 0.018)), white)
-    ball = canvas.cover(canvas.ellipse(gaze, canvas.v - eye_v, 0.108 * size, 0.078 * size))
-    lid = canvas.cover(canvas.ellipse(gaze, canvas.v - eye_v + 0.016, 0.122 * size, 0.088 * size))
-    iris = ball * canvas.cover(canvas.ellipse(gaze, canvas.v - eye_v, 0.064 * size, 0.070 * size))
-    canvas.paint(canvas.cover(canvas.ellipse(gaze, canvas.v - eye_v, 0.034 * size, 0.038 * size)), ink)
-    canvas.paint(iris, _rgb(z, 0.25, 0.42, 0.50))
-    canvas.paint(ball, white)
-    canvas.paint(0.8 * lid, 0.40 * skin)
+        paint(cover(ellipse(u - eye - 0.018, canvas.v - eye_v + 0.026 * size, 0.018, 0.018)), white)
+    ball = cover(ellipse(gaze, canvas.v - eye_v, 0.108 * size, 0.078 * size))
+    lid = cover(ellipse(gaze, canvas.v - eye_v + 0.016, 0.122 * size, 0.088 * size))
+    iris = ball * cover(ellipse(gaze, canvas.v - eye_v, 0.064 * size, 0.070 * size))
+    paint(cover(ellipse(gaze, canvas.v - eye_v, 0.034 * size, 0.038 * size)), ink)
+    paint(iris, _rgb(z, 0.25, 0.42, 0.50))
+    paint(ball, white)
+    paint(0.8 * lid, 0.40 * skin)
 
     # Brows rise with the eyes.
     arch = eye_v - 0.160 - 0.05 * eye_size + 1.6 * gaze**2
-    brow = canvas.cover(0.022 - torch.abs(canvas.v - arch)) * canvas.cover(0.120 - torch.abs(gaze))
-    canvas.paint(0.9 * brow, 0.6 * hair)
+    brow = cover(0.022 - torch.abs(canvas.v - arch)) * cover(0.120 - torch.abs(gaze))
+    paint(0.9 * brow, 0.6 * hair)
 
     # Mouth: a bent spindle between two lips; it opens as the smile widens.
     half = 0.195 + 0.035 * smile
@@ -151,120 +125,94 @@ def _draw(z: torch.Tensor, resolution: int) -> torch.Tensor:
     middle = 0.475 + (0.070 * smile + 0.015 * smile**2) * torch.clamp(bow, min=-0.5) - 0.03 * smile
     gape = 0.018 + 0.022 * (1 + smile)
     mouth = gape * bow - torch.abs(canvas.v - middle)
-    teeth = canvas.cover(mouth - 0.006) * canvas.cover(middle - canvas.v + 0.004)
-    canvas.paint(0.45 * (smile + 1) * teeth, white)
-    canvas.paint(canvas.cover(mouth), _rgb(z, 0.50, 0.13, 0.17))
-    lips = canvas.cover(mouth + 0.020) * canvas.cover(half + 0.015 - side)
-    canvas.paint(0.8 * lips, 0.72 * skin * _rgb(z, 1.0, 0.72, 0.72))
+    teeth = cover(mouth - 0.006) * cover(middle - canvas.v + 0.004)
+    paint(0.45 * (smile + 1) * teeth, white)
+    paint(cover(mouth), _rgb(z, 0.50, 0.13, 0.17))
+    lips = cover(mouth + 0.020) * cover(half + 0.015 - side)
+    paint(0.8 * lips, 0.72 * skin * _rgb(z, 1.0, 0.72, 0.72))
 
     # Nose: the shadow under its tip and the light on its ridge.
     u_nose = canvas.u - 0.19 * pose
-    canvas.paint(0.6 * canvas.cover(canvas.ellipse(u_nose, canvas.v - 0.285, 0.060, 0.026), 0.01), 0.70 * skin)
-    canvas.paint(0.35 * canvas.cover(canvas.ellipse(u_nose, canvas.v - 0.17, 0.032, 0.115), 0.02), 0.25 + 0.75 * skin)
+    paint(0.6 * cover(ellipse(u_nose, canvas.v - 0.285, 0.060, 0.026), 0.01), 0.70 * skin)
+    paint(0.35 * cover(ellipse(u_nose, canvas.v - 0.17, 0.032, 0.115), 0.02), 0.25 + 0.75 * skin)
 
     # Age: folds beside the mouth, lines on the forehead.
-    fold = canvas.cover(0.012 - torch.abs(side - 0.170 - 0.42 * (canvas.v - 0.27)))
-    fold = fold * canvas.cover(0.085 - torch.abs(canvas.v - 0.355))
+    crease = cover(0.012 - torch.abs(side - 0.170 - 0.42 * (canvas.v - 0.27)))
+    fold = crease * cover(0.085 - torch.abs(canvas.v - 0.355))
     wave = torch.abs(torch.abs(canvas.v + 0.255 - 0.12 * u**2) - 0.040)
-    lines = canvas.cover(0.010 - wave) * canvas.cover(0.20 - side)
-    canvas.paint(0.75 * years * torch.maximum(fold, lines), 0.55 * skin)
+    lines = cover(0.010 - wave) * cover(0.20 - side)
+    paint(0.75 * years * torch.maximum(fold, lines), 0.55 * skin)
 
     # The fringe hangs over the forehead and draws back with age.
-    crown = canvas.cover(canvas.ellipse(u_head, canvas.v + 0.11, width + 0.12, 0.73))
-    crown = crown * torch.sigmoid(25 * (0.16 - canvas.v))
+    crown = cover(ellipse(u_head, canvas.v + 0.11, width + 0.12, 0.73)) * torch.sigmoid(25 * (0.16 - canvas.v))
     hairline = -0.27 - 0.15 * years + 0.75 * (u_head - 0.03 * pose) ** 2
-    canvas.paint(crown * canvas.cover(hairline - canvas.v), hair)
-    taper = 1 + 0.16 * (v_head + 0.2)
-    face = canvas.cover(canvas.ellipse(u_head * taper, v_head, width, 0.70))
-    canvas.paint(0.30 * face * canvas.cover(hairline + 0.06 - canvas.v, 0.03), 0.5 * skin)
+    paint(crown * cover(hairline - canvas.v), hair)
+    face = cover(ellipse(u_head * (1 + 0.16 * (v_head + 0.2)), v_head, width, 0.70))
+    paint(0.30 * face * cover(hairline + 0.06 - canvas.v, 0.03), 0.5 * skin)
 
     # Blush and face, lit from above; the jaw is narrower than the temples.
-    blush = canvas.cover(canvas.ellipse(side - 0.31, canvas.v - 0.30, 0.10, 0.07), 0.03)
-    canvas.paint(0.35 * face * blush, 0.9 * skin * _rgb(z, 1.05, 0.72, 0.72))
-    canvas.paint(face * (0.35 * torch.sigmoid(-4 * (canvas.v + 0.05))), 0.18 + 0.82 * skin)
-    canvas.paint(face, skin)
+    blush = cover(ellipse(side - 0.31, canvas.v - 0.30, 0.10, 0.07), 0.03)
+    paint(0.35 * face * blush, 0.9 * skin * _rgb(z, 1.05, 0.72, 0.72))
+    paint(face * (0.35 * torch.sigmoid(-4 * (canvas.v + 0.05))), 0.18 + 0.82 * skin)
+    paint(face, skin)
 
     # Ears, neck and the shadow of the chin.
     ear = torch.sqrt((canvas.u + 0.05 * pose) ** 2 + 1e-4) - width
-    canvas.paint(canvas.cover(canvas.ellipse(ear, canvas.v - 0.12, 0.080, 0.120)), 0.88 * skin)
-    neck = canvas.cover(canvas.ellipse(canvas.u, canvas.v - 0.62, 0.22, 0.36, power=4))
-    canvas.paint(0.55 * neck * canvas.cover(0.85 - canvas.v, 0.04), 0.68 * skin)
-    canvas.paint(neck, 0.88 * skin)
+    paint(cover(ellipse(ear, canvas.v - 0.12, 0.080, 0.120)), 0.88 * skin)
+    neck = cover(ellipse(canvas.u, canvas.v - 0.62, 0.22, 0.36, power=4))
+    paint(0.55 * neck * cover(0.85 - canvas.v, 0.04), 0.68 * skin)
+    paint(neck, 0.88 * skin)
 
     # Hair: a round crown, and behind the head a mane from a short crop to below the shoulders, darker towards its tips.
     top, bottom = -0.45, 0.30 + 0.50 * (hair_length + 1)
-    mane = canvas.ellipse(
-        u_head, canvas.v - (top + bottom) / 2, width + 0.11 + 0.05 * hair_length, (bottom - top) / 2, power=4
-    )
-    tresses = canvas.cover(mane)
-    canvas.paint(tresses * (0.35 * torch.sigmoid(5 * (canvas.v - 0.1))), 0.55 * hair)
-    canvas.paint(crown, hair)
-    canvas.paint(tresses, hair)
+    mane_width, mane_height = width + 0.11 + 0.05 * hair_length, (bottom - top) / 2
+    tresses = cover(ellipse(u_head, canvas.v - (top + bottom) / 2, mane_width, mane_height, power=4))
+    paint(tresses * (0.35 * torch.sigmoid(5 * (canvas.v - 0.1))), 0.55 * hair)
+    paint(crown, hair)
+    paint(tresses, hair)
 
     # Clothes with a collar, and a wall that is lighter around the head.
-    collar = canvas.cover(0.03 - torch.abs(canvas.ellipse(canvas.u, canvas.v - 0.86, 0.30, 0.16)))
-    shoulders = canvas.cover(canvas.ellipse(canvas.u, canvas.v - 1.30, 0.90, 0.50))
-    canvas.paint(0.6 * shoulders * collar, _rgb(z, 0.86, 0.88, 0.95))
-    canvas.paint(shoulders, _rgb(z, 0.28, 0.33, 0.52))
-    wall = _bezier(background, _BACKGROUND)
-    canvas.paint(0.5 * canvas.cover(canvas.ellipse(canvas.u, canvas.v + 0.1, 0.9, 0.9), 0.15), 0.4 + 0.6 * wall)
+    collar = cover(0.03 - torch.abs(ellipse(canvas.u, canvas.v - 0.86, 0.30, 0.16)))
+    shoulders = cover(ellipse(canvas.u, canvas.v - 1.30, 0.90, 0.50))
+    paint(0.6 * shoulders * collar, _rgb(z, 0.86, 0.88, 0.95))
+    paint(shoulders, _rgb(z, 0.28, 0.33, 0.52))
+    paint(0.5 * cover(ellipse(canvas.u, canvas.v + 0.1, 0.9, 0.9), 0.15), 0.4 + 0.6 * wall)
     return canvas.finish(0.94 * wall)
 
 
-def render(factors: torch.Tensor, resolution: int) -> torch.Tensor:
-    """Render faces, differentiably in their factors.
+def render(factors: Tensor, resolution: int) -> Tensor:
+    """Render factors (B, 10) in [−1, 1], columns as in `FACTORS`, as images (B, 3, R, R) in [−1, 1], differentiably.
 
-    Args:
-        factors: (B, 10) floating-point values in [−1, 1], columns as in `FACTORS`.
-        resolution: side R of the images in pixels, 8 to 1024.
-
-    Returns:
-        (B, 3, R, R) RGB images in [−1, 1], same dtype and device.
-
-    Raises:
-        ValueError: wrong shape or dtype, values outside [−1, 1] or not finite, or a resolution out of range.
-
-    Note:
-        The family is closed under mirroring only together with the sign of `pose` (highlights in the eyes excepted),
-        and the factors cover both signs, so training needs no horizontal flip. Cost: about 60 multiplications a pixel.
+    R is 8 to 1024 pixels. Mirroring an image changes the sign of `pose` (highlights in the eyes excepted), and the
+    factors cover both signs, so training needs no horizontal flip.
     """
     _check(factors, resolution)
-    chunk = max(1, _CHUNK_PIXELS // resolution**2)
-    pieces = [_draw(piece, resolution) for piece in factors.split(chunk)]
-    return 2 * torch.cat(pieces) - 1 if pieces else factors.new_zeros(0, 3, resolution, resolution)
+    pieces = [_draw(piece, resolution) for piece in factors.split(max(1, _CHUNK_PIXELS // resolution**2))]
+    return 2 * torch.cat(pieces) - 1
 
 
-def sample_factors(
-    num: int, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32
-) -> torch.Tensor:
+def sample_factors(num: int, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
     """Draw (num, 10) factors, i.i.d. uniform on [−1, 1]¹⁰: the distribution of the data."""
     return 2 * torch.rand(num, len(FACTORS), generator=generator, dtype=dtype) - 1
 
 
-def _check(factors: torch.Tensor, resolution: int) -> None:
+def _check(factors: Tensor, resolution: int) -> None:
     if factors.ndim != 2 or factors.shape[1] != len(FACTORS) or not factors.is_floating_point():
         raise ValueError(
             f"factors must be a floating-point tensor (B, {len(FACTORS)}) with columns {', '.join(FACTORS)}; "
             f"got {factors.dtype} of shape {tuple(factors.shape)}"
         )
-    if not _MIN_RESOLUTION <= resolution <= _MAX_RESOLUTION:
-        raise ValueError(f"resolution must be {_MIN_RESOLUTION} to {_MAX_RESOLUTION} pixels; got {resolution}")
+    if not 8 <= resolution <= 1024:
+        raise ValueError(f"resolution must be 8 to 1024 pixels; got {resolution}")
     largest = factors.detach().abs().max().item() if len(factors) else 0.0
     if not largest <= 1 + 1e-6:
         raise ValueError(f"factors must lie in [-1, 1]; got a largest magnitude of {largest}")
 
 
-class FacesDataset(Dataset):
-    """An endless supply of faces: item i is the face of the i-th row of factors drawn from `seed`.
+class FacesDataset(Dataset[Tensor]):
+    """An endless supply of faces: item i is the face of the i-th row of `factors`, drawn from `seed`."""
 
-    Args:
-        resolution: side of the images in pixels.
-        num_images: number of distinct faces.
-        seed: of the factors.
-    """
-
-    channels = 3
-    horizontal_flip = False
+    channels, horizontal_flip = 3, False
 
     def __init__(self, resolution: int, *, num_images: int = 1_000_000, seed: int = 0) -> None:
         if num_images < 1:
@@ -276,8 +224,8 @@ class FacesDataset(Dataset):
     def __len__(self) -> int:
         return len(self.factors)
 
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return render(self.factors[index : index + 1] if index >= 0 else self.factors[[index]], self.resolution)[0]
+    def __getitem__(self, index: int) -> Tensor:
+        return render(self.factors[[index]], self.resolution)[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[torch.Tensor]:
+    def __getitems__(self, indices: Sequence[int]) -> list[Tensor]:
         return list(render(self.factors[torch.as_tensor(list(indices))], self.resolution))

@@ -1,8 +1,7 @@
 """Folders of images: loose files, tar archives without unpacking, and directories that hold both.
 
-A plain tar archive is a row of headers, each followed by the bytes of one file. One pass over the headers notes where
-every image begins; after that, an image is read straight from its offset, in any order and by any process. Only a
-compressed archive has to be decompressed from its beginning, and therefore to fit into memory as pixels.
+One pass over the headers of a plain tar archive notes where every image begins; from there it is read in any order, by
+any process. A compressed archive is decompressed once from its beginning, and has to fit into memory as pixels.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from isodiff.datasets.images import MEMORY_LIMIT, ImageDataset, check_count, gather, is_image
+from isodiff.datasets.images import ImageDataset, check_count, fits_memory, gather
 
 _DAMAGED = (OSError, EOFError, zlib.error, tarfile.TarError, LZMAError)
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
@@ -31,74 +30,61 @@ class StoredImages:
     """Where the images of a folder lie; called with a position, it opens that image.
 
     It holds no open file, so that any number of processes can share it, forked or not.
-
-    Attributes:
-        folder: The directory that names of loose files start from.
-        archives: The plain tar archives.
-        names: N names, sorted.
-        archive: (N,) number of the image's archive, −1 for a loose file.
-        offset: (N,) first byte in the archive.
-        size: (N,) bytes in the archive.
     """
 
     folder: Path
     archives: tuple[Path, ...]
-    names: tuple[str, ...]
-    archive: NDArray[np.int32]
-    offset: NDArray[np.int64]
-    size: NDArray[np.int64]
+    names: tuple[str, ...]  # sorted
+    where: NDArray[np.int64]  # (N, 3): number of the archive or −1 for a loose file, first byte, number of bytes
 
-    def __call__(self, position: int) -> Image.Image:
-        """Open image ``position``."""
-        number = int(self.archive[position])
-        if number < 0:
+    def __call__(self, position: int) -> Image.Image:  # noqa: D102 - the class says it
+        archive, offset, size = self.where[position].tolist()
+        if archive < 0:
             return Image.open(self.folder / self.names[position])
-        with self.archives[number].open("rb") as file:
-            file.seek(int(self.offset[position]))
-            return Image.open(io.BytesIO(file.read(int(self.size[position]))))
+        with self.archives[archive].open("rb") as file:
+            return _read(file, offset, size)
 
 
-def open_folder(
-    path: str | Path, resolution: int, *, memory_limit: int = MEMORY_LIMIT, count: int | None = None
-) -> ImageDataset:
+def open_folder(path: str | Path, resolution: int, *, count: int | None = None) -> ImageDataset:
     """Open a directory (searched recursively) or a tar archive (plain, .gz, .bz2, .xz) of images.
 
-    Args:
-        path: Archive, or directory of images, of plain tar archives of images, or of both; every format that Pillow
-            reads, hidden files apart.
-        resolution: Side R of the images in pixels.
-        memory_limit: Bytes the N * 3 * R * R decoded pixels may take. Above it images are decoded at every access,
-            after one pass that finds the unreadable ones; a compressed archive is refused.
-        count: Number of images the folder must hold; by default any.
-
-    Returns:
-        Images in the order of their names, which are paths relative to ``path``; inside an archive of a directory,
-        ``archive.tar/member``.
-
-    Raises:
-        FileNotFoundError: If there is nothing at the path.
-        ValueError: If it is neither directory nor archive, holds no image, no readable one or another number of them,
-            holds a damaged archive, or is a compressed archive whose pixels exceed the memory limit.
+    A directory holds images, plain tar archives of images, or both; hidden files do not count. Images come in the order
+    of their names, which are relative paths, `archive.tar/member` inside an archive: the same on every machine. `count`
+    is the number of images that it must hold, checked before any is decoded.
     """
     path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"no such folder or archive: {path}")
-    if path.is_file() and not _is_plain(path):
-        return _open_compressed(path, resolution, memory_limit, count)
-    stored = _index(path)
+    compressed = path.is_file() and not _opens(path, "r:")
+    if compressed and not _opens(path, "r:*"):
+        raise ValueError(
+            f"{path} is a file but no tar archive, or one cut short before its first entry; "
+            "give a directory, or a .tar, .tar.gz, .tar.bz2 or .tar.xz"
+        )
+    stored = _index(path, "r:*" if compressed else "r:")
     check_count(f"folder:{path}", len(stored.names), count)
-    order = np.lexsort((stored.offset, stored.archive)).tolist()  # one sweep over each archive
-    return gather(str(path), stored.names, stored, resolution, memory_limit, order)
+    order = np.lexsort((stored.where[:, 1], stored.where[:, 0])).tolist()  # one sweep over each archive
+    if not compressed:
+        return gather(str(path), stored.names, stored, resolution, order)
+    if not fits_memory(len(stored.names), resolution):
+        raise ValueError(
+            f"{len(stored.names)} images of {resolution} x {resolution} pixels exceed the memory that pixels may take, "
+            f"and {path} is compressed; decompress it to a plain .tar (no unpacking needed)"
+        )
+    with tarfile.open(path) as tar:  # decompressed once, in its own order
+
+        def read(position: int) -> Image.Image:
+            return _read(tar.fileobj, *stored.where[position, 1:].tolist())
+
+        return gather(str(path), stored.names, read, resolution, order)
 
 
-def _index(path: Path) -> StoredImages:
-    """Find the images of a directory or of one plain archive."""
-    if path.is_file():
-        archives, loose = [path], []
-    else:
+def _index(path: Path, mode: str) -> StoredImages:
+    archives, loose = [path], []
+    if path.is_dir():
         files = [file for file in path.rglob("*") if not file.name.startswith(".") and file.is_file()]
         archives = sorted(file for file in files if file.suffix.lower() == ".tar")
-        loose = [file.relative_to(path).as_posix() for file in files if is_image(file.name)]
+        loose = [file.relative_to(path).as_posix() for file in files if _is_image(file.name)]
         ignored = sorted(file.name for file in files if file.name.lower().endswith(_COMPRESSED))
         if ignored:
             warnings.warn(
@@ -106,71 +92,44 @@ def _index(path: Path) -> StoredImages:
                 "decompress them to plain .tar, or open one by itself",
                 stacklevel=5,
             )
-    names, rows = list(loose), [(-1, 0, 0)] * len(loose)
+    found = [(name, -1, 0, 0) for name in loose]
     for number, archive in enumerate(archives):
         prefix = "" if archive == path else archive.relative_to(path).as_posix() + "/"
-        for name, offset, size in _members(archive):
-            names.append(prefix + name)
-            rows.append((number, offset, size))
-    order = sorted(range(len(names)), key=names.__getitem__)
-    table = np.array([rows[i] for i in order], dtype=np.int64).reshape(-1, 3)
-    ordered = tuple(names[i] for i in order)
-    return StoredImages(path, tuple(archives), ordered, table[:, 0].astype(np.int32), table[:, 1], table[:, 2])
+        found += [(prefix + name, number, offset, size) for name, offset, size in _members(archive, mode)]
+    found.sort(key=lambda row: row[0])
+    where = np.array([row[1:] for row in found], dtype=np.int64).reshape(-1, 3)
+    return StoredImages(path, tuple(archives), tuple(row[0] for row in found), where)
 
 
-def _members(archive: Path) -> Iterator[tuple[str, int, int]]:
-    """Yield name, first byte and size of each image of a plain archive, in the archive's order."""
+def _members(archive: Path, mode: str) -> Iterator[tuple[str, int, int]]:
+    """Yield name, first byte and size of each image of an archive, in the archive's order."""
     try:
-        with tarfile.open(archive, "r:") as tar:
+        with tarfile.open(archive, mode) as tar:
             while (member := tar.next()) is not None:
-                if member.isreg() and not member.issparse() and is_image(Path(member.name).name):
+                if member.isreg() and not member.issparse() and _is_image(Path(member.name).name):
                     yield member.name, member.offset_data, member.size
                 tar.members.clear()  # tarfile would keep all headers, a kilobyte each
-            end = tar.offset
-        with archive.open("rb") as file:  # tarfile also ends, silently, at a header that it cannot read
-            file.seek(end)
-            if any(file.read(tarfile.BLOCKSIZE)):
-                raise tarfile.ReadError(f"no header at byte {end:,}")
+            tar.fileobj.seek(tar.offset)  # tarfile also ends, silently, at a header that it cannot read
+            if any(tar.fileobj.read(tarfile.BLOCKSIZE)):
+                raise tarfile.ReadError(f"no header at byte {tar.offset:,}")
     except _DAMAGED as error:
         raise ValueError(
             f"{archive} is damaged or cut short, or not a plain tar archive ({error}); fetch it again, or decompress it"
         ) from error
 
 
-def _is_plain(path: Path) -> bool:
-    """Return whether a file begins as an uncompressed tar archive does."""
+def _opens(path: Path, mode: str) -> bool:
     try:
-        with tarfile.open(path, "r:"):
+        with tarfile.open(path, mode):
             return True
     except _DAMAGED:
         return False
 
 
-def _open_compressed(path: Path, resolution: int, memory_limit: int, count: int | None) -> ImageDataset:
-    try:
-        archive = tarfile.open(path)  # noqa: SIM115
-    except _DAMAGED as error:
-        raise ValueError(
-            f"{path} is a file but no tar archive, or one cut short before its first entry; "
-            "give a directory, or a .tar, .tar.gz, .tar.bz2 or .tar.xz"
-        ) from error
-    with archive:
-        try:
-            members = [m for m in archive.getmembers() if m.isfile() and is_image(Path(m.name).name)]
-        except _DAMAGED as error:
-            raise ValueError(f"{path} is damaged or cut short ({error}); fetch it again") from error
-        members.sort(key=lambda member: member.name)
-        names = [member.name for member in members]
-        check_count(f"folder:{path}", len(names), count)
-        if 3 * resolution**2 * len(names) > memory_limit:
-            raise ValueError(
-                f"{len(names)} images of {resolution} x {resolution} pixels exceed memory_limit={memory_limit} bytes, "
-                f"and {path} is compressed; decompress it to a plain .tar (no unpacking needed), or raise the limit"
-            )
+def _read(file: io.BufferedIOBase, offset: int, size: int) -> Image.Image:
+    file.seek(offset)
+    return Image.open(io.BytesIO(file.read(size)))
 
-        def read(position: int) -> Image.Image:
-            return Image.open(io.BytesIO(archive.extractfile(members[position]).read()))
 
-        # A compressed archive is a stream: reading it in its own order decompresses it once, not N times.
-        stream = sorted(range(len(members)), key=lambda position: members[position].offset)
-        return gather(str(path), names, read, resolution, memory_limit, stream)
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and Path(name).suffix.lower() in Image.registered_extensions()

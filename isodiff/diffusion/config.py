@@ -1,144 +1,116 @@
-"""Settings of a training run."""
+"""Settings of the trainings: each field is also an option of a command, and the comment beside it the option's help."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, get_args, get_origin, get_type_hints
 
-# Younger than the first checkpoints, which do not tell of them: at their defaults they change nothing.
-_LATER = (
-    *("regularize_every", "regularize_fraction", "isometry_route", "channels_last", "compile"),
-    *("regularize_times", "estimator"),
-)
+# a type with the test of its range, and the range in words
+Count = Annotated[int, (lambda n: n >= 1, "at least 1")]
+Natural = Annotated[int, (lambda n: n >= 0, "at least 0")]
+Seed = Annotated[int, (lambda n: 0 <= n < 2**32, "at least 0 and below 2**32")]
+Positive = Annotated[float, (lambda x: 0 < x < math.inf, "positive and finite")]
+Weight = Annotated[float, (lambda x: 0 <= x < math.inf, "at least 0 and finite")]
+Share = Annotated[float, (lambda x: 0 <= x <= 1, "in [0, 1]")]
+Part = Annotated[float, (lambda x: 0 < x <= 1, "in (0, 1]")]
+
+Times = Literal["late", "early", "variance"]
+Metric = Literal["stereographic", "chart_identity", "euclidean"]
+Estimator = Literal["ratio", "unbiased", "jackknife", "per_row"]
+Route = Literal["double_backward", "differences"]
 
 
-@dataclass(frozen=True)
-class FinetuneConfig:
-    """Settings of a run; every field is also an option of `isodiff pretrain` and `isodiff finetune`.
-
-    Attributes:
-        num_steps: optimiser steps.
-        batch_size: images a step, over all processes and passes.
-        gradient_accumulation_steps: passes into which each process cuts its share of a step's batch, one after the
-            other in the memory of one. Batch, loss and gradient stay the same, to rounding.
-        learning_rate: of Adam.
-        lr_scheduler: "constant" or "cosine", after the warm-up.
-        warmup_steps: of linear warm-up of the learning rate.
-        lambda_iso: weight of the isometry term, ≥ 0; 0 is plain fine-tuning, the control.
-        normalize: if true, `lambda_iso` multiplies the isotropy L_iso · rank instead of L_iso, which makes it
-            comparable across sizes.
-        p: share of the T steps that is not regularised, in [0, 1].
-        regularize_times: which steps the others are: "late", t + 1 > pT, as in Eq. 7; "early", T − t > pT, as
-            many at the other end; or "variance", the late ones with the term weighted by 1 − ᾱ_t.
-        metric: of the isometry term, "stereographic", "chart_identity" or "euclidean".
-        num_probes: random directions a row.
-        estimator: of Eq. 6 from these, "ratio", "unbiased", "jackknife" or "per_row", see `isometry_loss`. All but the
-            ratio need the whole batch in one process and one pass.
-        regularize_every: k: the isometry term is added at every k-th step only, k times as strong, with the same
-            expectation and 1/k of the cost. `max_grad_norm` clips the k-fold gradient.
-        regularize_fraction: share of the batch's rows that the isometry term is taken on, in (0, 1], rounded to whole
-            rows, which must be a multiple of the number of processes. The bias of L_iso grows as 1 / (rows ·
-            num_probes).
-        isometry_route: "double_backward", exact, or "differences": central differences, to about 10⁻³ of the gradient,
-            in less memory.
-        ema_decay: limit of the decay of the weights' exponential moving average, which warms up as 1 − (1 +
-            step)^(−3/4).
-        max_grad_norm: the gradient is clipped to this norm.
-        horizontal_flip: mirror each image with probability 1/2; None leaves the choice to the dataset.
-        mixed_precision: "no", "fp16" or "bf16", for L_dsm; traces are computed in float32 whatever this says.
-        gradient_checkpointing: keep less for the backward pass and compute it again: L_dsm, and the isometry term
-            with `isometry_route` "differences"; with "double_backward" the term keeps its whole graph.
-        channels_last: lay out images and kernels with the channels last, which tensor cores read faster.
-        compile: `torch.compile` for L_dsm, and for the encoder with `isometry_route` "differences"; double backward
-            cannot be compiled. The first step takes minutes.
-        seed: of all randomness.
-        checkpoint_every: steps between checkpoints.
-        num_workers: processes that load images.
-    """
-
-    num_steps: int = 1000
-    batch_size: int = 32
-    gradient_accumulation_steps: int = 1
-    learning_rate: float = 1e-4
-    lr_scheduler: str = "constant"
-    warmup_steps: int = 0
-    lambda_iso: float = 1e-4
-    normalize: bool = False
-    p: float = 0.5
-    metric: str = "stereographic"
-    num_probes: int = 1
-    regularize_times: str = "late"
-    estimator: str = "ratio"
-    regularize_every: int = 1
-    regularize_fraction: float = 1.0
-    isometry_route: str = "double_backward"
-    ema_decay: float = 0.9999
-    max_grad_norm: float = 1.0
-    horizontal_flip: bool | None = None
-    mixed_precision: str = "no"
-    gradient_checkpointing: bool = False
-    channels_last: bool = False
-    compile: bool = False
-    seed: int = 0
-    checkpoint_every: int = 500
-    num_workers: int = 0
+class Settings:
+    """A dataclass whose values are held to the ranges and choices that its annotations name."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range, by name."""
-        at_least = {
-            "num_steps": 1,
-            "batch_size": 1,
-            "gradient_accumulation_steps": 1,
-            "num_probes": 1,
-            "regularize_every": 1,
-            "checkpoint_every": 1,
-            "warmup_steps": 0,
-            "num_workers": 0,
-            "seed": 0,
-        }
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}")
-        if self.seed >= 2**32:
-            raise ValueError(f"seed must be below 2**32; got {self.seed}")
-        for name in ("learning_rate", "max_grad_norm"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive and finite; got {getattr(self, name)}")
-        if not 0 <= self.lambda_iso < math.inf:
-            raise ValueError(f"lambda_iso must be at least 0 and finite; got {self.lambda_iso}")
-        if not 0 < self.regularize_fraction <= 1:
-            raise ValueError(f"regularize_fraction must lie in (0, 1]; got {self.regularize_fraction}")
-        for name in ("p", "ema_decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1]; got {getattr(self, name)}")
-        choices = {
-            "lr_scheduler": ("constant", "cosine"),
-            "metric": ("stereographic", "chart_identity", "euclidean"),
-            "mixed_precision": ("no", "fp16", "bf16"),
-            "isometry_route": ("double_backward", "differences"),
-            "regularize_times": ("late", "early", "variance"),
-        }
-        for name, accepted in choices.items():
-            if getattr(self, name) not in accepted:
-                raise ValueError(f"{name} must be one of {', '.join(accepted)}; got {getattr(self, name)!r}")
-        from isodiff.geometry.isometry import require_estimator  # brings torch, which the command line's help spares
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            value = getattr(self, name)
+            if get_origin(hint) is Literal and value not in get_args(hint):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(hint))}; got {value!r}")
+            for contains, words in getattr(hint, "__metadata__", ()):
+                if not contains(value):
+                    raise ValueError(f"{name} must be {words}; got {value!r}")
 
-        require_estimator(self.estimator, self.num_probes)
+
+@dataclass(frozen=True)
+class FinetuneConfig(Settings):
+    """Settings of `finetune`, the minimisation of Eq. 7 of Hahm et al. 2024."""
+
+    num_steps: Count = 1000  # optimiser steps
+    batch_size: Count = 32  # images a step, over all processes and passes
+    gradient_accumulation_steps: Count = 1  # passes a step: less memory, the same loss and gradient
+    learning_rate: Positive = 1e-4  # of Adam
+    lr_scheduler: Literal["constant", "cosine"] = "constant"  # course of the learning rate after its warm-up
+    warmup_steps: Natural = 0  # of linear warm-up of the learning rate
+    lambda_iso: Weight = 1e-4  # weight of the isometry term; 0 is plain training, the control
+    normalize: bool = False  # multiply lambda_iso by the rank: it then weighs the anisotropy, comparable across sizes
+    p: Share = 0.5  # share of the T diffusion steps that is not regularised
+    regularize_times: Times = "late"  # t + 1 > pT (Eq. 7); early: T - t > pT; variance: late, weighted by 1 - alpha_bar
+    metric: Metric = "stereographic"  # of the noise: the sphere's, its chart taken as flat (G = I), or the space's
+    num_probes: Count = 1  # random directions a row
+    estimator: Estimator = "ratio"  # of Eq. 6; the others need the batch in one pass of one process
+    regularize_every: Count = 1  # k: take the isometry term at every k-th step only, k times as strong
+    regularize_fraction: Part = 1.0  # share of the batch's rows that the isometry term is taken on
+    isometry_route: Route = "double_backward"  # exact; or differences: the gradient to about 1e-3, in less memory
+    ema_decay: Share = 0.9999  # limit of the decay of the weights' moving average, 1 - (1 + step)^(-3/4) before it
+    max_grad_norm: Positive = 1.0  # the gradient is clipped to this norm
+    horizontal_flip: bool | None = None  # mirror each image with probability 1/2; by default the dataset decides
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"  # of the denoising loss; the isometry term stays in float32
+    gradient_checkpointing: bool = False  # recompute activations of the denoising loss, and of the term by differences
+    seed: Seed = 0  # of all randomness
+    checkpoint_every: Count = 500  # steps between checkpoints
+    num_workers: Natural = 0  # processes that load images
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range, and estimators without the probes or rows they need."""
+        super().__post_init__()
+        if self.estimator in ("unbiased", "jackknife") and self.num_probes < 2:
+            raise ValueError(f"num_probes must be at least 2 for the {self.estimator} estimator; got {self.num_probes}")
         if self.estimator != "ratio" and self.gradient_accumulation_steps > 1:
-            raise ValueError(
-                f"estimator {self.estimator!r} needs the whole batch in one pass; got "
-                f"gradient_accumulation_steps = {self.gradient_accumulation_steps}"
-            )
+            passes = self.gradient_accumulation_steps
+            raise ValueError(f"gradient_accumulation_steps must be 1 for the {self.estimator} estimator; got {passes}")
 
-    def defining(self) -> dict[str, Any]:
-        """Return the settings that a checkpoint must share with the run that goes on from it.
+    @property
+    def regularised_rows(self) -> int:
+        """Rows of the global batch that the isometry term is taken on, at least one."""
+        return max(1, round(self.regularize_fraction * self.batch_size))
 
-        Gradient checkpointing may change on the way, as it changes no bit.
-        """
-        defaults = {field.name: field.default for field in fields(self) if field.name in _LATER}
-        return {
-            name: value
-            for name, value in asdict(self).items()
-            if name != "gradient_checkpointing" and not (name in defaults and value == defaults[name])
-        }
+
+@dataclass(frozen=True)
+class AutoencoderConfig(Settings):
+    """Settings of `train_autoencoder`."""
+
+    num_steps: Count = 3000  # optimiser steps
+    batch_size: Count = 16  # images a step, over all processes
+    learning_rate: Positive = 1e-3  # of Adam, at its height: it warms up over 200 steps and falls along a cosine
+    beta: Weight = 1e-6  # weight of the KL term
+    ema_decay: Share = 0.999  # limit of the decay of the weights' moving average
+    seed: Seed = 0  # of all randomness
+    checkpoint_every: Count = 250  # steps between checkpoints
+    num_workers: Natural = 0  # processes that load images
+
+    gradient_accumulation_steps: ClassVar[int] = 1
+    lr_scheduler: ClassVar[str] = "cosine"
+    warmup_steps: ClassVar[int] = 200
+    max_grad_norm: ClassVar[float] = 1.0
+    mixed_precision: ClassVar[str] = "no"
+
+
+TrainingConfig = FinetuneConfig | AutoencoderConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttributeConfig(Settings):
+    """Settings of `isodiff.metrics.train_attributes`."""
+
+    architecture: str = "resnext50_32x4d"  # classification network of torchvision; the paper takes a ResNeXt
+    num_epochs: Count = 10  # passes over the training images
+    batch_size: Annotated[int, (lambda n: n >= 2, "at least 2")] = 64  # images a step
+    learning_rate: Positive = 1e-3  # of AdamW: the peak between a warm-up over a tenth of the steps and a cosine to 0
+    weight_decay: Weight = 0.05  # of AdamW
+    held_out: Annotated[float, (lambda x: 0 < x < 1, "in (0, 1)")] = 0.1  # share of images not trained on
+    mixed_precision: Literal["no", "bf16"] = "no"  # of the network's products in training
+    seed: Seed = 0  # of all randomness

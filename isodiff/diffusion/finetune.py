@@ -1,257 +1,214 @@
-r"""Training and isometric fine-tuning of a diffusion model.
+r"""Training and isometric fine-tuning of a diffusion model, which minimises Eq. 7 of Hahm et al. 2024.
 
-The loss is (Eq. 7, Hahm et al. 2024)
+    L = L_dsm + λ_iso · 1[t + 1 > pT] · L_iso(e_θ, t),    L_iso = N / D²,    D = mean ‖Jv‖²,    N = mean ‖P JᵀJv‖²,
 
-    L = L_dsm + λ_iso · 1[t + 1 > pT] · L_iso(e_θ, t).
+P the projection onto the tangent space of the noise sphere, for each probe v in it. What multiplies L_iso in a step is
+k · λ_iso, times the rank with `normalize` (then λ_iso weighs the anisotropy), times 1 − ᾱ_t with "variance".
 
-L_iso (Eq. 6) holds at one t, whereas L_dsm draws a t for every row. Each step therefore draws one more t for the whole
-batch and adds the isometry term where t + 1 > pT: with probability 1 − p, at a t uniform on the steps that are
-regularised. That is Eq. 7 in expectation.
-
-Both losses are those of the global batch, however it is cut; see `regularizer` for the isometry term.
-
-Randomness is a function of (seed, step, purpose) alone, drawn for the global batch and then sliced. So an interrupted
-run resumes exactly; two runs that differ only in λ see the same images, steps and noise; and several processes train as
-one.
+L_iso (Eq. 6) holds at one t, whereas L_dsm draws a t for every row: each step draws one more t for the whole batch,
+which is Eq. 7 in expectation. As there is one scale c, the ratio is one of means over all processes and passes: D and N
+are averaged first, and each part adds its share of the exact gradient (`isometry_loss_share`). The term is cheaper, and
+its expectation the same up to the bias of the ratio, at every k-th step only, k times as strong (`regularize_every`,
+lazy regularisation, Karras et al. 2020), and on the first, randomly ordered, rows of a batch (`regularize_fraction`).
 """
 
 from __future__ import annotations
 
 import math
-import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any, Unpack
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
-from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
-from torch.utils.data import DataLoader, Dataset
+from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DModel
+from torch import Tensor
+from torch.utils.data import Dataset
 
-from isodiff.diffusion.checkpoint import Checkpoint
 from isodiff.diffusion.config import FinetuneConfig
-from isodiff.diffusion.execution import checkpointing, compiled
-from isodiff.diffusion.global_batch import (
-    GlobalBatches,
-    any_process,
-    average_gradients,
-    generator_of,
-    global_mean,
-    layer_randomness,
-    own_rows,
-)
-from isodiff.diffusion.hspace import check_encoder
-from isodiff.diffusion.latent import autoencoder_of, image_shape, images_to_latents
+from isodiff.diffusion.hspace import bottleneck_shape, encode
+from isodiff.diffusion.latent import autoencoder_of, image_shape, images_to_latents, latent_shape
+from isodiff.diffusion.models import load_pipeline, save_pipeline
 from isodiff.diffusion.process import dsm_loss
-from isodiff.diffusion.regularizer import IsometryTerm, draw_rows, regularised_rows
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from diffusers import DiffusionPipeline, UNet2DModel
-
-_REMEDY = "Lower learning_rate or lambda_iso, or use mixed_precision 'bf16' or 'no'"
+from isodiff.diffusion.run_folder import train_into
+from isodiff.diffusion.training import RunOptions, Training, TrainingStep
+from isodiff.geometry import anisotropy, estimate_loss, isometry_loss_share, sample_probes, trace_samples
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What the loop yields after each step.
+    """What the loop yields after each step, the same on every process."""
 
-    Attributes:
-        step: steps done, from 1.
-        dsm: L_dsm of this step's batch, over all processes.
-        isometry: L_iso of the same, or None where the step was not regularised.
-        isotropy: L_iso · rank, 1 for a scaled isometry, or None.
-        t: the diffusion step of the isometry term, or None.
-        grad_norm: norm of the gradient before clipping.
-    """
-
-    step: int
-    dsm: float
-    isometry: float | None
-    isotropy: float | None
-    t: int | None
-    grad_norm: float
-
-
-class TrainingInterrupted(RuntimeError):
-    """The run was asked to stop and has written its checkpoint; `signal` is the number of the signal that asked."""
-
-    def __init__(self, message: str, number: int) -> None:
-        super().__init__(message)
-        self.signal = number
+    step: int  # steps done, from 1
+    dsm: float  # L_dsm of the step's batch
+    isometry: float | None  # L_iso of the same; these three are None where the step was not regularised
+    anisotropy: float | None  # L_iso · rank, 1 for a scaled isometry
+    t: int | None  # the diffusion step of the isometry term
+    grad_norm: float  # before clipping
 
 
 def finetune(
-    pipeline: DiffusionPipeline,
-    images: Dataset,
-    config: FinetuneConfig,
-    *,
-    checkpoint: str | Path | None = None,
-    accelerator: Accelerator | None = None,
-    provenance: dict[str, str] | None = None,
-    stop: Callable[[], int] | None = None,
+    pipeline: DiffusionPipeline, images: Dataset[Tensor], config: FinetuneConfig, **options: Unpack[RunOptions]
 ) -> Iterator[TrainingState]:
-    """Train a model on Eq. 7, step by step; the caller owns the loop and the logging.
+    """Minimise Eq. 7 step by step; the caller owns the loop and the logging. The options are those of `RunOptions`.
 
-    Args:
-        pipeline: its U-Net is trained in place; an autoencoder it may have stays as it is, and the latents of the
-            images take their place. During the run the U-Net holds the raw weights, afterwards their moving average.
-            With several processes, all start from the main process's weights.
-        images: map-style dataset of (C, R, R) images in [−1, 1], always the same image at the same index.
-        config: the settings.
-        checkpoint: file for checkpoints; the one before is kept beside it, and only the main process writes. If it
-            exists the run goes on from there, to the same result as if never interrupted: bit for bit on a CPU with the
-            same number of processes, to rounding with another.
-        accelerator: for devices, processes and precision; made from `config` by default.
-        provenance: facts, such as the dataset, that a checkpoint must share besides the settings.
-        stop: asked after each step for a signal's number, 0 to go on. Once any process answers with one, the checkpoint
-            is written and all end.
-
-    Yields:
-        A `TrainingState` after each step, the same on every process.
-
-    Raises:
-        ValueError: images and model do not fit, the batch cannot be cut evenly, the checkpoint was written with other
-            settings, or no checkpoint is whole.
-        FloatingPointError: a loss, a gradient or a weight is not finite; the message says where, and which checkpoint
-            is the last good one.
-        OSError: a checkpoint could not be written; those before are whole.
-        TrainingInterrupted: `stop` said so.
-
-    Note:
-        A step costs one pass of the U-Net (L_dsm), forward and backward, and where it is regularised the products of
-        `IsometryTerm`; nothing but the gradient is kept between passes. Several
-        processes exchange one vector of the size of the gradient a step, and hold two copies of it meanwhile. Dropout,
-        where a model has it, is drawn anew for each process and pass.
+    The U-Net is trained in place: it holds the raw weights during the run, their moving average afterwards. Images are
+    (C, R, R) in [−1, 1]; an autoencoder takes them to latents and stays as it is. A loss, gradient or weight that is
+    not finite is a FloatingPointError that names the last good checkpoint; one that cannot be written, an OSError.
     """
-    unet, scheduler = pipeline.unet, pipeline.scheduler
-    accelerator = accelerator or Accelerator(mixed_precision=config.mixed_precision)
-    _check_fit(pipeline, images, config, accelerator.num_processes)
-    autoencoder = autoencoder_of(pipeline)
-    if autoencoder is not None:
-        autoencoder.requires_grad_(False).eval().to(accelerator.device)
-    unet.requires_grad_(True).train().to(accelerator.device)
-    if config.channels_last:
-        unet.to(memory_format=torch.channels_last)
-    if accelerator.num_processes > 1:
-        for parameter in unet.parameters():
-            parameter.data.copy_(broadcast(parameter.data))
-
-    optimizer = torch.optim.Adam(unet.parameters(), lr=config.learning_rate)
-    ema = EMAModel(unet.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=3 / 4, foreach=True)
-    ema.to(accelerator.device)
-    settings = {**config.defining(), "num_images": len(images), **(provenance or {})}
-    store = Checkpoint(checkpoint, unet, ema, optimizer, settings, accelerator) if checkpoint else None
-    start = store.restore() if store else 0
-
-    for group in optimizer.param_groups:
-        group["initial_lr"] = config.learning_rate
-    learning_rate = get_scheduler(
-        "constant_with_warmup" if config.lr_scheduler == "constant" else "cosine",
-        optimizer,
-        num_warmup_steps=config.warmup_steps,
-        num_training_steps=config.num_steps,
-        last_epoch=start - 1,
-    )
-    optimizer = accelerator.prepare(optimizer)
-    optimizer.zero_grad()
-    sequential = getattr(images, "sequential", False)
-    sampler = GlobalBatches(len(images), config, start, accelerator, sequential=sequential)
-    loader = DataLoader(images, batch_sampler=sampler, num_workers=config.num_workers, generator=torch.Generator())
+    run = Training(pipeline.unet, images, image_shape(pipeline), config, options)
+    if (autoencoder := autoencoder_of(pipeline)) is not None:
+        autoencoder.requires_grad_(False).eval().to(run.accelerator.device)
     flip = getattr(images, "horizontal_flip", False) if config.horizontal_flip is None else config.horizontal_flip
-    passes, layout = config.gradient_accumulation_steps, torch.channels_last if config.channels_last else None
-    term, denoiser = IsometryTerm(unet, scheduler, config, accelerator), compiled(unet) if config.compile else unet
-
-    for step, batch in enumerate(loader, start=start):
-        layers = partial(layer_randomness, config.seed, step, accelerator)
-        x_0 = batch.to(accelerator.device, unet.dtype)
+    terms = Terms(pipeline.unet, pipeline.scheduler, config, run.accelerator.num_processes)
+    for step, x_0 in run.steps():
         if flip:
-            mirrored = torch.rand(config.batch_size, generator=generator_of(config.seed, step, "flip")) < 0.5
-            x_0 = torch.where(own_rows(mirrored, accelerator).view(-1, 1, 1, 1), x_0.flip(3), x_0)
+            mirrored = step.rows(torch.rand(config.batch_size, generator=step.generator("flip")) < 0.5)
+            x_0 = torch.where(mirrored.view(-1, 1, 1, 1), x_0.flip(3), x_0)
         with torch.no_grad():
-            x_0 = images_to_latents(autoencoder, x_0).to(unet.dtype)
+            x_0 = images_to_latents(autoencoder, x_0).to(pipeline.unet.dtype)
+        dsm = terms.add_denoising(step, x_0)
+        isometry, t = terms.add_isometry(step, x_0)
+        grad_norm = run.update(step, {"L_dsm": dsm, "L_iso": isometry, "t": t})
+        relative = None if isometry is None else isometry * terms.rank
+        run.log.append({"dsm": dsm, "anisotropy": relative, "grad_norm": grad_norm})
+        yield TrainingState(step.number + 1, dsm, isometry, relative, t, grad_norm)
 
-        if layout:
-            x_0 = x_0.contiguous(memory_format=layout)
 
-        t, eps = draw_rows(x_0, scheduler, config, generator_of(config.seed, step, "dsm"), accelerator)
-        losses = []
-        for index, rows in enumerate(zip(*(z.chunk(passes) for z in (x_0, t, eps)), strict=True)):
-            with accelerator.autocast(), layers(index), checkpointing(unet, config.gradient_checkpointing):
-                loss = dsm_loss(denoiser, scheduler, *rows)
-            accelerator.backward(loss / passes)
+class Terms:
+    """The two terms of Eq. 7; each method adds a gradient on this process's rows, and returns the loss of all rows."""
+
+    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, config: FinetuneConfig, processes: int) -> None:
+        self.unet, self.scheduler, self.config = unet, scheduler, config
+        self.horizon, self.rows = scheduler.config.num_train_timesteps, config.regularised_rows // processes
+        if config.lambda_iso == 0:
+            return
+        if config.estimator != "ratio" and processes > 1:
+            raise ValueError(f"estimator {config.estimator!r} needs one process; got {processes}")
+        if config.regularised_rows % processes:
+            got = f"{config.regularize_fraction} × {config.batch_size} = {config.regularised_rows} rows"
+            needed = f"a multiple of the {processes} processes"
+            raise ValueError(f"regularize_fraction × batch_size must be {needed}; got {got}")
+        n, m = math.prod(latent_shape(unet)), math.prod(bottleneck_shape(unet))
+        self.rank = anisotropy(1, n, m, metric=config.metric)
+
+    def add_denoising(self, step: TrainingStep, x_0: Tensor) -> float:
+        """Add L_dsm, at a t of its own for every row, pass by pass."""
+        passes, losses = self.config.gradient_accumulation_steps, []
+        drawn = (x_0, *self._draw(step, x_0, step.generator("dsm")))
+        for index, rows in enumerate(zip(*(z.chunk(passes) for z in drawn), strict=True)):
+            recomputed = checkpointing(self.unet, self.config.gradient_checkpointing)
+            with step.accelerator.autocast(), step.layers(index), recomputed:
+                loss = dsm_loss(self.unet, self.scheduler, *rows)
+            step.accelerator.backward(loss / passes)
             losses.append(loss.detach())
-        dsm = global_mean(torch.stack(losses).mean(), accelerator)
-        regularised = term.backward(step, x_0, layers)
+        return step.mean(torch.stack(losses).mean()).item()
 
-        average_gradients(unet, accelerator)
-        grad_norm = accelerator.clip_grad_norm_(unet.parameters(), config.max_grad_norm)
-        state = TrainingState(step + 1, dsm.item(), *regularised, float(grad_norm))
-        _guard(state, store, scaled_gradients=accelerator.scaler is not None)
-        optimizer.step()
-        learning_rate.step()
-        optimizer.zero_grad()
-        ema.step(unet.parameters())
-        yield state
-        # Saved once the caller has seen the step, so that what the caller logs never lags behind the checkpoint.
-        number = any_process(stop(), accelerator) if stop else 0
-        if number or state.step % config.checkpoint_every == 0 or state.step == config.num_steps:
-            _require_finite_weights(unet, state.step, store)
-            if store:
-                store.save(state.step)
-        if number:
-            raise TrainingInterrupted(
-                f"stopped by {signal.Signals(number).name} after step {state.step} of {config.num_steps}; "
-                + (f"{store.path} is written, run the same again to go on" if store else "no checkpoint was asked for"),
-                number,
-            )
+    def add_isometry(self, step: TrainingStep, x_0: Tensor) -> tuple[float, int] | tuple[None, None]:
+        """Add λ_iso · L_iso(e_θ, t) at one t with t + 1 > pT, and return t too; both None where there is no such t.
 
-    ema.copy_to(unet.parameters())
-    unet.to(memory_format=torch.contiguous_format).eval()
+        It costs one product Jv and one Jᵀu of the encoder a row and probe. Rows are cut into passes no larger than
+        those of L_dsm; if several, the products are computed twice, first without graph, as a share needs D and N.
+        """
+        config, rows = self.config, self.rows
+        if config.lambda_iso == 0 or step.number % config.regularize_every:
+            return None, None
+        generator, early = step.generator("isometry"), config.regularize_times == "early"
+        if (t := draw_regularised_step(self.horizon, config.p, generator, early=early)) is None:
+            return None, None
+        # Drawn for the whole batch, so that a part of it sees the noise and probes that it sees within the whole.
+        _, eps = self._draw(step, x_0, generator)
+        shape = (config.batch_size, *x_0.shape[1:])
+        drawn = [sample_probes(shape, generator=generator) for _ in range(config.num_probes)]
+        probes = torch.stack([step.rows(probe)[:rows] for probe in drawn])
+        x_t = self.scheduler.add_noise(x_0[:rows], eps[:rows], torch.full((rows,), t, device=x_0.device))
+
+        weight = config.regularize_every * config.lambda_iso * (self.rank if config.normalize else 1)
+        if config.regularize_times == "variance":
+            weight *= 1 - float(self.scheduler.alphas_cumprod[t])
+        at_t = partial(encode, self.unet, t=torch.tensor(t, device=x_0.device))
+        traces = partial(trace_samples, at_t, metric=config.metric, route=config.isometry_route)
+        largest = len(x_0) // config.gradient_accumulation_steps
+        passes = next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n <= largest)
+        parts = list(zip(x_t.chunk(passes), probes.chunk(passes, 1), strict=True))
+        # Only first-order passes can be recomputed: double backward needs the graph itself.
+        with checkpointing(self.unet, config.gradient_checkpointing and config.isometry_route == "differences"):
+            return self._add_shares(step, traces, parts, weight).item(), t
+
+    def _draw(self, step: TrainingStep, x_0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw t and noise of the global batch and return this process's rows of them."""
+        t = torch.randint(self.horizon, (self.config.batch_size,), generator=generator)
+        eps = torch.randn(self.config.batch_size, *x_0.shape[1:], generator=generator).to(x_0.dtype)
+        return step.rows(t), step.rows(eps)
+
+    def _add_shares(
+        self, step: TrainingStep, traces: Callable, parts: list[tuple[Tensor, Tensor]], weight: float
+    ) -> Tensor:
+        """Add this process's share of weight · ∇L_iso, given (x_t, probes) a pass; return L_iso of all rows."""
+        alone = len(parts) == 1  # then the graph that gives the means gives the gradient too
+        means, samples = [], None
+        for index, (x_t, probes) in enumerate(parts):
+            with torch.set_grad_enabled(alone), step.layers(index):
+                samples = traces(x_t, probes=probes)
+            means.append(torch.stack([sample.detach().mean() for sample in samples]))
+        if self.config.estimator != "ratio":  # no share of a part is known of these: there is one, as the settings ask
+            loss = estimate_loss(*samples, estimator=self.config.estimator)
+            step.accelerator.backward(weight * loss)
+            return loss.detach()
+        mean_first, mean_second = step.mean(torch.stack(means).mean(0))
+        for index, (x_t, probes) in enumerate(parts):
+            if not alone:
+                with step.layers(index):
+                    samples = traces(x_t, probes=probes)
+            step.accelerator.backward(weight / len(parts) * isometry_loss_share(*samples, mean_first, mean_second))
+        return mean_second / mean_first.square()
 
 
-def _check_fit(pipeline: DiffusionPipeline, images: Dataset, config: FinetuneConfig, num_processes: int) -> None:
-    passes = config.gradient_accumulation_steps
-    if config.batch_size % (num_processes * passes):
-        raise ValueError(
-            f"batch_size must be a multiple of processes × gradient_accumulation_steps = {num_processes} × {passes}; "
-            f"got {config.batch_size}"
-        )
-    if len(images) < 1:
-        raise ValueError("the dataset holds no image")
-    shape, expected = tuple(images[0].shape), image_shape(pipeline)
-    if shape != expected:
-        raise ValueError(f"the images have shape {shape}; this model needs {expected} (channels, height, width)")
-    if config.lambda_iso > 0:
-        check_encoder(pipeline.unet)
-        if config.estimator != "ratio" and num_processes > 1:
-            raise ValueError(f"estimator {config.estimator!r} needs one process; got {num_processes}")
-        if regularised_rows(config) % num_processes:
-            raise ValueError(
-                f"regularize_fraction × batch_size must be a multiple of the {num_processes} processes; "
-                f"got {config.regularize_fraction} × {config.batch_size} = {regularised_rows(config)} rows"
-            )
+def draw_regularised_step(horizon: int, p: float, generator: torch.Generator, *, early: bool = False) -> int | None:
+    """Draw t uniformly from 0 … T−1; None where t + 1 ≤ pT, the indicator of Eq. 7, or where T − t ≤ pT if `early`."""
+    t = int(torch.randint(horizon, (), generator=generator))
+    return t if (horizon - t if early else t + 1) > p * horizon else None
 
 
-def _require_finite_weights(unet: UNet2DModel, step: int, store: Checkpoint | None) -> None:
-    """Refuse to keep weights that a finite gradient has taken out of range."""
-    if not all(parameter.isfinite().all() for parameter in unet.parameters()):
-        kept = store.kept if store else "no checkpoint was asked for"
-        raise FloatingPointError(f"step {step} left weights that are not finite; {kept}. {_REMEDY}")
-
-
-def _guard(state: TrainingState, store: Checkpoint | None, *, scaled_gradients: bool) -> None:
-    """Stop before a step that is not finite touches the weights."""
-    values = [state.dsm, 0.0 if state.isometry is None else state.isometry]
-    if not scaled_gradients:  # the scaler of fp16 skips a step whose gradient overflows, and scales down
-        values.append(state.grad_norm)
-    if all(map(math.isfinite, values)):
+@contextmanager
+def checkpointing(unet: UNet2DModel, enabled: bool) -> Iterator[None]:
+    """Recompute activations inside the `with` block, if enabled: the same gradients, in less memory and more time."""
+    unet = getattr(unet, "unet", unet)  # of a fixed prompt
+    switch = (unet.disable_gradient_checkpointing, unet.enable_gradient_checkpointing)
+    if enabled == (before := unet.is_gradient_checkpointing):
+        yield
         return
-    raise FloatingPointError(
-        f"step {state.step}: L_dsm = {state.dsm}, L_iso = {state.isometry} at t = {state.t}, "
-        f"gradient norm {state.grad_norm}; {store.kept if store else 'no checkpoint was asked for'}. {_REMEDY}"
-    )
+    switch[enabled]()
+    try:
+        yield
+    finally:
+        switch[before]()
+
+
+def train(
+    pipeline: DiffusionPipeline,
+    images: Dataset[Tensor],
+    config: FinetuneConfig,
+    output: str | Path,
+    *,
+    provenance: Mapping[str, Any] | None = None,
+    accelerator: Accelerator | None = None,
+    half: bool = False,
+    progress: bool = True,
+) -> DiffusionPipeline:
+    """Train a model into a directory: an ordinary diffusers pipeline of the averaged weights, in float16 if `half`.
+
+    Interrupted and called again, it goes on from the last checkpoint; once more when done, it loads the result.
+    """
+
+    def save(folder: Path) -> dict[str, int]:
+        save_pipeline(pipeline, folder, half=half)
+        return {"parameters": pipeline.unet.num_parameters()}
+
+    accelerator = accelerator or Accelerator(mixed_precision=config.mixed_precision)
+    steps = partial(finetune, pipeline, images, config)
+    ran = train_into(output, config, provenance, accelerator, steps=steps, save=save, progress=progress)
+    return pipeline if ran else load_pipeline(Path(output))

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor, nn
 
 from isodiff.diffusion.latent import latent_shape
 
@@ -17,22 +18,11 @@ if TYPE_CHECKING:
     from isodiff.diffusion.prompt import FixedPrompt
 
 
-def encode(unet: UNet2DModel | FixedPrompt, x: torch.Tensor, t: torch.Tensor | int) -> torch.Tensor:
+def encode(unet: UNet2DModel | FixedPrompt, x: Tensor, t: Tensor | int) -> Tensor:
     """Map noise to the bottleneck, h = e_θ(x_t, t): the encoder that Eq. 6 of Hahm et al. 2024 regularises.
 
-    Runs conv_in, the down blocks and the mid block of the U-Net and stops.
-
-    Args:
-        unet: an unconditional `UNet2DModel` with a mid block, or a text-conditional one with its prompt fixed.
-        x: (B, C, H, W) noisy images x_t, or noisy latents.
-        t: one step for all rows, or (B,) steps.
-
-    Returns:
-        (B, C', H', W') features: the output of `unet.mid_block`.
-
-    Raises:
-        TypeError: not a `UNet2DModel` layout.
-        ValueError: no mid block, class conditioning, or shapes that do not match the model.
+    Runs conv_in, the down blocks and the mid block of the U-Net on x_t (B, C, H, W) and stops; t is one step for all
+    rows, or (B,) steps. Returns features (B, C', H', W'), the output of `unet.mid_block`.
     """
     check_encoder(unet)
     embedding = getattr(unet, "embedding", None)  # of a fixed prompt
@@ -61,21 +51,14 @@ def bottleneck_shape(unet: UNet2DModel | FixedPrompt) -> tuple[int, int, int]:
     devices = [unet.device] if unet.device.type == "cuda" else []
     with torch.no_grad(), torch.random.fork_rng(devices):  # dropout draws nothing from the caller's random numbers
         zero = torch.zeros(1, *latent_shape(unet), dtype=unet.dtype, device=unet.device)
-        channels, height, width = encode(unet, zero, 0).shape[1:]
-    return channels, height, width
+        return tuple(encode(unet, zero, 0).shape[1:])
 
 
 @contextmanager
-def bottleneck_hook(unet: UNet2DModel, edit: Callable[[torch.Tensor], torch.Tensor | None]) -> Iterator[None]:
-    """Pass every h that the model computes inside the `with` block through a function; afterwards it is as before.
+def bottleneck_hook(unet: UNet2DModel | FixedPrompt, edit: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    """Pass every h (B, C', H', W') that the model computes inside the `with` block through a function.
 
-    Args:
-        unet: an unconditional `UNet2DModel` with a mid block; it gets a forward hook, nothing of it is replaced.
-        edit: receives h (B, C', H', W'). What it returns goes on to the decoder in the place of h; None leaves h.
-
-    Raises:
-        TypeError: not a `UNet2DModel` layout.
-        ValueError: no mid block, or class conditioning.
+    What `edit` returns goes on to the decoder in the place of h; None leaves h. Afterwards the model is as before.
     """
     check_encoder(unet)
     handle = unet.mid_block.register_forward_hook(lambda _module, _inputs, h: edit(h))
@@ -85,15 +68,11 @@ def bottleneck_hook(unet: UNet2DModel, edit: Callable[[torch.Tensor], torch.Tens
         handle.remove()
 
 
-def check_latents(unet: UNet2DModel, x: torch.Tensor, name: str) -> None:
+def check_latents(unet: UNet2DModel | FixedPrompt, x: Tensor, name: str) -> None:
     """Raise ValueError unless x is a finite batch (B, C, H, W) of the channels and size that the model was made for."""
     expected = (unet.config.in_channels, "H", "W") if unet.config.sample_size is None else latent_shape(unet)
-    fits = (
-        x.ndim == 4
-        and len(x) > 0
-        and all(isinstance(e, str) or e == n for e, n in zip(expected, x.shape[1:], strict=True))
-    )
-    if not fits:
+    fits = x.ndim == 4 and len(x) > 0
+    if not fits or any(isinstance(e, int) and e != n for e, n in zip(expected, x.shape[1:], strict=True)):
         raise ValueError(
             f"{name} must have the shape (B, {', '.join(map(str, expected))}) of this model; got {tuple(x.shape)}"
         )
@@ -103,15 +82,6 @@ def check_latents(unet: UNet2DModel, x: torch.Tensor, name: str) -> None:
         )
 
 
-def _plain(unet: UNet2DModel | FixedPrompt) -> UNet2DModel | UNet2DConditionModel:
-    """Return the diffusers model inside a fixed prompt."""
-    return unet.unet if hasattr(unet, "guidance_scale") else unet
-
-
-def _reads_prompt(block: torch.nn.Module) -> bool:
-    return getattr(block, "has_cross_attention", False)
-
-
 def check_encoder(unet: UNet2DModel | FixedPrompt) -> None:
     """Raise unless `encode` can read the bottleneck of this model."""
     if type(unet).__name__ == "UNet2DConditionModel":
@@ -119,12 +89,20 @@ def check_encoder(unet: UNet2DModel | FixedPrompt) -> None:
             "a UNet2DConditionModel is a map of noise only once its prompt is fixed; wrap the pipeline in with_prompt"
         )
     unet = _plain(unet)
-    missing = [name for name in ("conv_in", "time_proj", "time_embedding", "down_blocks") if not hasattr(unet, name)]
-    if missing or not hasattr(unet, "config"):
-        raise TypeError(
-            f"expected a diffusers UNet2DModel; {type(unet).__name__} has no {', '.join(missing) or 'config'}"
-        )
+    needed = ("conv_in", "time_proj", "time_embedding", "down_blocks", "config")
+    missing = [name for name in needed if not hasattr(unet, name)]
+    if missing:
+        raise TypeError(f"expected a diffusers UNet2DModel; {type(unet).__name__} has no {', '.join(missing)}")
     if getattr(unet, "mid_block", None) is None:
         raise ValueError("the U-Net has no mid block, so it has no bottleneck h; mid_block is None, expected a module")
     if getattr(unet, "class_embedding", None) is not None:
         raise ValueError("the U-Net is class-conditional; expected an unconditional UNet2DModel")
+
+
+def _plain(unet: UNet2DModel | FixedPrompt) -> UNet2DModel | UNet2DConditionModel:
+    """Return the diffusers model inside a fixed prompt."""
+    return unet.unet if hasattr(unet, "guidance_scale") else unet
+
+
+def _reads_prompt(block: nn.Module) -> bool:
+    return getattr(block, "has_cross_attention", False)

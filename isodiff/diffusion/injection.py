@@ -10,9 +10,9 @@ The second keeps the norm of h. An edit of the whole noise estimate nearly cance
 the direction back to x_t against each other (Kwon et al. 2023). Hence the asymmetric step, as in InjectFusion, which
 takes only the first from the edited model:
 
-    x_s = √ᾱ_s x̂₀(x_t, h̃_t) + √(1 − ᾱ_s − σ²) ε_θ(x_t, h_t) + σ z.
+    x_s = √ᾱ_s x̂₀(x_t, h̃_t) + √(1 − ᾱ_s) ε_θ(x_t, h_t).
 
-Below t_boost, once the editing is over, σ is that of DDPM (η = 1), which adds texture; above it is zero.
+InjectFusion's calibration of the latents and its noise at the last steps are left out.
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ import math
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
 
 from isodiff.diffusion.hspace import bottleneck_hook, check_latents
 from isodiff.diffusion.process import check_steps, ddim_scheduler, ddim_trajectory
-from isodiff.geometry.sphere import slerp
+from isodiff.geometry import slerp
 
 if TYPE_CHECKING:
-    from diffusers import SchedulerMixin, UNet2DModel
+    from diffusers import DDIMScheduler, SchedulerMixin, UNet2DModel
 
 Form = Literal["add", "slerp"]
 
@@ -45,43 +44,27 @@ def inject(
     gamma: float,
     form: Form = "add",
     t_edit: int = 0,
-    t_boost: int | None = None,
     asymmetric: bool = True,
-    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Sample the receiver with the donor's bottleneck features blended into its own.
 
-    Args:
-        unet: the model; it gets forward hooks for the time of the call.
-        scheduler: its diffusers scheduler, as for `ddim_sample`.
-        x_T: (B, C, H, W) latents of the receivers.
-        x_T_donor: latents of the donors, of the same shape; both may come from `invert`.
-        num_steps: 1 … T, of DDIM.
-        gamma: strength; any finite number for "add", 0 … 1 for "slerp".
-        form: "add" or "slerp".
-        t_edit: features are blended at steps t ≥ t_edit, 0 … T−1. InjectFusion takes 400 to 500.
-        t_boost: noise is added at steps t < t_boost, 0 … t_edit; None for never. InjectFusion takes 200.
-        asymmetric: take only the estimate of x₀ from the edited model; False runs the edited model throughout.
-        generator: of the noise below t_boost.
-
-    Returns:
-        (B, C, H, W) images, nominally in [−1, 1]. Without t_boost: those of `ddim_sample` for γ = 0, whoever the donor
-        is; and in the form "slerp" for any γ, if the donor is the receiver.
-
-    Raises:
-        TypeError: not a `UNet2DModel` layout.
-        ValueError: model and latents, or the two latents, do not fit; an option is unknown or out of range.
-
-    Note:
-        Norm and angle are those of a row's whole feature map. InjectFusion's calibration of the latents is left out.
-        Cost: 3 · num_steps evaluations with t_edit = 0, or 2 · num_steps if not asymmetric.
+    Latents are (B, C, H, W), and may come from `invert`. γ is any finite number for "add", 0 … 1 for "slerp", which is
+    of a row's whole feature map. Features are blended at steps t ≥ t_edit (InjectFusion: 400 to 500), and only the
+    estimate of x₀ is taken from the edited model, unless `asymmetric` is false. Cost: at most 3 · num_steps
+    evaluations, or 2 · num_steps if not asymmetric.
     """
     check_latents(unet, x_T, "x_T")
     check_latents(unet, x_T_donor, "x_T_donor")
-    _check_options(scheduler, x_T, x_T_donor, gamma, form, t_edit, t_boost)
-    ddim = ddim_scheduler(
-        DDIMScheduler, scheduler, num_steps, x_T, clip_sample=scheduler.config.get("clip_sample", False)
-    )
+    if x_T.shape != x_T_donor.shape:
+        raise ValueError(f"x_T_donor must have the shape of x_T, {tuple(x_T.shape)}; got {tuple(x_T_donor.shape)}")
+    if form not in get_args(Form):
+        raise ValueError(f"form must be one of {get_args(Form)}; got {form!r}")
+    if not math.isfinite(gamma):
+        raise ValueError(f"gamma must be finite; got {gamma}")
+    if form == "slerp" and not 0 <= gamma <= 1:
+        raise ValueError(f"gamma must lie in [0, 1] in the form 'slerp'; got {gamma}")
+    check_steps(scheduler, t_edit)
+    ddim = ddim_scheduler(scheduler, num_steps)
     donor = ddim_trajectory(unet, scheduler, x_T_donor, num_steps)
 
     def predict_edited(x: Tensor, t: Tensor) -> Tensor:
@@ -93,10 +76,10 @@ def inject(
 
     x = x_T
     for t in ddim.timesteps:
-        editing, eta = bool(t >= t_edit), float(t_boost is not None and bool(t < t_boost))
+        editing = bool(t >= t_edit)
         edited = predict_edited(x, t) if editing else None
         prediction = unet(x, t).sample if asymmetric or not editing else edited
-        step = ddim.step(prediction, t, x, eta=eta, generator=generator)
+        step = ddim.step(prediction, t, x)
         if editing and asymmetric:
             clean = ddim.step(edited, t, x).pred_original_sample
             x = step.prev_sample + _sqrt_alpha_bar(ddim, t) * (clean - step.pred_original_sample)
@@ -117,21 +100,3 @@ def _sqrt_alpha_bar(ddim: DDIMScheduler, t: Tensor) -> Tensor:
     """√ᾱ_s where the step from t leads, as `DDIMScheduler.step` takes it."""
     s = t - ddim.config.num_train_timesteps // ddim.num_inference_steps
     return (ddim.alphas_cumprod[s] if s >= 0 else ddim.final_alpha_cumprod).sqrt()
-
-
-def _check_options(
-    scheduler: SchedulerMixin, x_T: Tensor, x_T_donor: Tensor, gamma: float, form: str, t_edit: int, t_boost: int | None
-) -> None:
-    if x_T.shape != x_T_donor.shape:
-        raise ValueError(f"x_T_donor must have the shape of x_T, {tuple(x_T.shape)}; got {tuple(x_T_donor.shape)}")
-    if form not in get_args(Form):
-        raise ValueError(f"form must be one of {get_args(Form)}; got {form!r}")
-    if not math.isfinite(gamma):
-        raise ValueError(f"gamma must be finite; got {gamma}")
-    if form == "slerp" and not 0 <= gamma <= 1:
-        raise ValueError(f"gamma must lie in [0, 1] in the form 'slerp'; got {gamma}")
-    check_steps(scheduler, t_edit)
-    if t_boost is not None and not 0 <= t_boost <= t_edit:
-        raise ValueError(
-            f"t_boost must lie in 0 to t_edit = {t_edit}, as noise is added once the editing is over; got {t_boost}"
-        )

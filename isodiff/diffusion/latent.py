@@ -2,18 +2,16 @@ r"""Latent diffusion (Rombach et al. 2022): between images and what the U-Net is
 
 A frozen autoencoder maps an image x to a latent z = s · E(x) and back, x ≈ D(z / s); the diffusion, its noise sphere
 and the isometry term then live in the space of z. `s` is the autoencoder's `scaling_factor`, which brings z to about
-unit variance. A model of pixels is the case E = D = identity, so that callers need not know which of the two they hold.
-
-Note:
-    A KL autoencoder encodes to the mean of its posterior, not to a draw from it. A VQ autoencoder rounds to its code
-    book when it decodes, as diffusers' pipelines do; diffusers differentiates the rounding as if it were the identity.
+unit variance. A model of pixels is the case E = D = identity. A KL autoencoder encodes to the mean of its posterior,
+not to a draw from it; a VQ autoencoder rounds to its code book when it decodes, which diffusers differentiates as if it
+were the identity.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DModel, VQModel
@@ -22,11 +20,7 @@ if TYPE_CHECKING:
 
 
 def autoencoder_of(pipeline: DiffusionPipeline) -> Autoencoder | None:
-    """Return the autoencoder of a latent-diffusion pipeline, or None where the U-Net works on pixels.
-
-    Raises:
-        ValueError: its latents are shifted as well as scaled, which no pipeline that is supported here does.
-    """
+    """Return the autoencoder of a latent-diffusion pipeline, or None where the U-Net works on pixels."""
     autoencoder = getattr(pipeline, "vqvae", None) or getattr(pipeline, "vae", None)
     if autoencoder is not None and autoencoder.config.get("shift_factor"):
         raise ValueError(
@@ -36,7 +30,7 @@ def autoencoder_of(pipeline: DiffusionPipeline) -> Autoencoder | None:
     return autoencoder
 
 
-def images_to_latents(autoencoder: Autoencoder | None, images: torch.Tensor) -> torch.Tensor:
+def images_to_latents(autoencoder: Autoencoder | None, images: Tensor) -> Tensor:
     """Map images in [−1, 1], (B, C, R, R), to z = s · E(x), (B, c, R/f, R/f); without an autoencoder, to themselves."""
     if autoencoder is None:
         return images
@@ -45,7 +39,7 @@ def images_to_latents(autoencoder: Autoencoder | None, images: torch.Tensor) -> 
     return autoencoder.config.scaling_factor * latents
 
 
-def latents_to_images(autoencoder: Autoencoder | None, latents: torch.Tensor) -> torch.Tensor:
+def latents_to_images(autoencoder: Autoencoder | None, latents: Tensor) -> Tensor:
     """Map latents (B, c, r, r) to images D(z / s), (B, C, R, R), not clamped; without an autoencoder, to themselves."""
     if autoencoder is None:
         return latents
@@ -54,11 +48,7 @@ def latents_to_images(autoencoder: Autoencoder | None, latents: torch.Tensor) ->
 
 
 def latent_shape(unet: UNet2DModel) -> tuple[int, int, int]:
-    """Return the shape (C, H, W) of what the U-Net denoises: of x_t, and of its noise.
-
-    Raises:
-        ValueError: the model's configuration does not say its size.
-    """
+    """Return the shape (C, H, W) of what the U-Net denoises: of x_t, and of its noise."""
     side = unet.config.sample_size
     if side is None:
         raise ValueError("the U-Net's config has sample_size = None; expected the side of what it denoises")

@@ -18,37 +18,24 @@ import torch
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
-from isodiff.diffusion.pretrained import load_pipeline
+from isodiff.diffusion.models import load_pipeline
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from diffusers import (
-        AutoencoderKL,
-        DiffusionPipeline,
-        SchedulerMixin,
-        StableDiffusionPipeline,
-        UNet2DConditionModel,
-    )
+    import diffusers
 
 
 class FixedPrompt(nn.Module):
-    """A text-conditional U-Net as a function of (x_t, t): the prompt is part of the map.
+    """A text-conditional U-Net, of ε- or v-prediction, as a function of (x_t, t): the prompt is part of the map.
 
-    Args:
-        unet: ε- or v-prediction; its weights are shared, not copied.
-        embedding: (1, L, D) the embedded prompt c.
-        negative: (1, L, D) the embedded negative prompt ∅; needed where the scale is not 1.
-        guidance_scale: w ≥ 0; at 1 the model is evaluated once, otherwise twice.
-
-    Raises:
-        TypeError: not a `UNet2DConditionModel`.
-        ValueError: it needs further conditions (classes, sizes, images), or shapes do not fit.
+    Its weights are shared, not copied. `embedding` and `negative` are the embedded prompts c and ∅, (1, L, D); ∅ is
+    needed where the scale w is not 1. At w = 1 the model is evaluated once, otherwise twice.
     """
 
     def __init__(
         self,
-        unet: UNet2DConditionModel,
+        unet: diffusers.UNet2DConditionModel,
         embedding: torch.Tensor,
         negative: torch.Tensor | None = None,
         guidance_scale: float = 1.0,
@@ -60,8 +47,7 @@ class FixedPrompt(nn.Module):
             if getattr(unet, name, None) is not None:
                 raise ValueError(f"the U-Net is conditioned on more than a prompt ({name}); expected one without")
         width = unet.config.cross_attention_dim
-        embeddings = [embedding] if negative is None else [embedding, negative]
-        for each in embeddings:
+        for each in (embedding,) if negative is None else (embedding, negative):
             if each.ndim != 3 or len(each) != 1 or each.shape[2] != width:
                 raise ValueError(f"an embedded prompt has the shape (1, L, {width}) here; got {tuple(each.shape)}")
         if not guidance_scale >= 0:
@@ -84,28 +70,13 @@ class FixedPrompt(nn.Module):
         context = embedding.to(x_t.dtype).expand(len(x_t), -1, -1)
         return self.unet(x_t, t, encoder_hidden_states=context).sample
 
-    @property
-    def config(self) -> dict:
-        """The U-Net's configuration."""
-        return self.unet.config
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The U-Net's."""
-        return self.unet.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The U-Net's."""
-        return self.unet.device
+    config = property(lambda self: self.unet.config)
+    dtype = property(lambda self: self.unet.dtype)
+    device = property(lambda self: self.unet.device)
 
     @property
     def mid_block(self) -> nn.Module:
-        """The U-Net's bottleneck.
-
-        Raises:
-            ValueError: under guidance it is evaluated on two branches, and which h is meant is open.
-        """
+        """The U-Net's bottleneck; under guidance it is evaluated on two branches, and which h is meant is open."""
         if self.guidance_scale != 1:
             raise ValueError(
                 f"with guidance_scale = {self.guidance_scale} the bottleneck is visited twice a step; "
@@ -116,19 +87,12 @@ class FixedPrompt(nn.Module):
 
 @dataclass(frozen=True)
 class PromptedPipeline:
-    """A Stable Diffusion pipeline with its prompt fixed, for whatever here takes a pipeline.
-
-    Attributes:
-        unet: the U-Net as a map of noise.
-        vae: the autoencoder.
-        scheduler: the noise schedule.
-        pipeline: the pipeline itself, of which the U-Net's weights are shared.
-    """
+    """A Stable Diffusion pipeline with its prompt fixed, for whatever here takes a pipeline; weights are shared."""
 
     unet: FixedPrompt
-    vae: AutoencoderKL
-    scheduler: SchedulerMixin
-    pipeline: StableDiffusionPipeline
+    vae: diffusers.AutoencoderKL
+    scheduler: diffusers.SchedulerMixin
+    pipeline: diffusers.StableDiffusionPipeline
 
     def save_pretrained(self, path: str, **options: object) -> None:
         """Write the whole pipeline, as diffusers does; the prompt is not part of it."""
@@ -137,23 +101,9 @@ class PromptedPipeline:
 
 @torch.no_grad()
 def with_prompt(
-    pipeline: StableDiffusionPipeline, prompt: str, *, negative_prompt: str = "", guidance_scale: float = 1.0
+    pipeline: diffusers.StableDiffusionPipeline, prompt: str, *, negative_prompt: str = "", guidance_scale: float = 1.0
 ) -> PromptedPipeline:
-    """Fix the prompt of a Stable Diffusion pipeline.
-
-    Args:
-        pipeline: a `StableDiffusionPipeline`.
-        prompt: the text; more of it than the text encoder reads is cut off, and diffusers says so.
-        negative_prompt: used where the scale is not 1.
-        guidance_scale: see `FixedPrompt`.
-
-    Returns:
-        What `finetune`, `ddim_sample`, `invert`, `NoiseLevel` and the metrics take.
-
-    Raises:
-        TypeError: not a Stable Diffusion pipeline.
-        ValueError: see `FixedPrompt`.
-    """
+    """Fix the prompt of a Stable Diffusion pipeline; text beyond what its encoder reads is cut off, and it says so."""
     if not hasattr(pipeline, "encode_prompt") or not hasattr(pipeline, "vae"):
         raise TypeError(f"expected a StableDiffusionPipeline; got {type(pipeline).__name__}, which takes no prompt")
     embedding, negative = pipeline.encode_prompt(
@@ -163,12 +113,8 @@ def with_prompt(
     return PromptedPipeline(unet, pipeline.vae, pipeline.scheduler, pipeline)
 
 
-def open_model(source: str | Path, prompt: str | None = None) -> DiffusionPipeline | PromptedPipeline:
-    """Load a model by `load_pipeline` and fix its prompt, if it takes one.
-
-    Raises:
-        ValueError: a prompt is missing, or given to a model that takes none; and what `load_pipeline` raises.
-    """
+def open_model(source: str | Path, prompt: str | None = None) -> diffusers.DiffusionPipeline | PromptedPipeline:
+    """Load a model by `load_pipeline`, with its prompt fixed if it takes one, and with none if not."""
     pipeline = load_pipeline(source)
     takes = hasattr(pipeline, "encode_prompt")
     if takes and prompt is None:

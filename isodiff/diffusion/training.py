@@ -1,264 +1,202 @@
-"""A training run kept in a directory: resumed after an interruption, recorded when done."""
+"""What the trainings of the house share: a model under way, in steps of one batch over several processes.
+
+Everything random is drawn for the global batch from (seed, step, purpose), on the CPU, by every process alike; each
+then takes its own rows. So an interrupted run resumes exactly, two runs that differ in one setting see the same images,
+steps and noise, and several processes train as one, up to the order in which sums are rounded.
+"""
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import shlex
+import math
 import signal
-import threading
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, fields
-from importlib.metadata import version
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from itertools import count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, TypedDict
 
+import numpy as np
+import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
-from tqdm.auto import tqdm
+from accelerate.utils import broadcast
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.utils.data import DataLoader, Dataset
 
-from isodiff.diffusion.checkpoint import checkpoint_files
-from isodiff.diffusion.finetune import FinetuneConfig, TrainingState, finetune
-from isodiff.diffusion.pretrained import load_pipeline, save_pipeline
-from isodiff.paths import require_folder
+from isodiff.diffusion.config import TrainingConfig
+from isodiff.diffusion.run_folder import Checkpoint, TrainingInterrupted
+from isodiff.files import resolve_device
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from diffusers import DiffusionPipeline
-    from torch.utils.data import Dataset
-
-RECORD = "training.json"
-_CURVE_POINTS = 200
+_PURPOSES = ("epoch", "flip", "dsm", "isometry", "layers", "posterior")  # new ones at the end: the position counts
 
 
-def train(
-    pipeline: DiffusionPipeline,
-    images: Dataset,
-    config: FinetuneConfig,
-    output: str | Path,
-    *,
-    provenance: dict[str, str] | None = None,
-    accelerator: Accelerator | None = None,
-    half: bool = False,
-    progress: bool = True,
-) -> DiffusionPipeline:
-    """Train a model into a directory, with a progress bar.
-
-    The directory becomes an ordinary diffusers pipeline with the averaged weights, and beside it `training.json`:
-    settings, provenance, versions and loss curves. Interrupted and called again, it goes on from the last checkpoint;
-    called once more when done, it loads the result. SIGTERM and SIGINT end the run after the step, with a checkpoint;
-    the second of them at once. Of several processes, the main one writes.
-
-    Args:
-        pipeline: the starting point; trained in place.
-        images: the dataset.
-        config: the settings of `finetune`.
-        output: the directory.
-        provenance: facts to record, for example the command, the dataset and the base; all but the command must be the
-            same when the run goes on.
-        accelerator: passed on to `finetune`.
-        half: store the weights in float16.
-        progress: whether to show the bar.
-
-    Returns:
-        The trained pipeline.
-
-    Raises:
-        ValueError: the directory holds a model trained with other settings or from other data.
-        OSError: the disk is full, or cannot be written for another reason; checkpoints written before are whole.
-        TrainingInterrupted: a signal came; the checkpoint is written.
-    """
-    output, provenance = Path(output), provenance or {}
-    accelerator = accelerator or Accelerator(mixed_precision=config.mixed_precision)
-    record_file, checkpoint, log = output / RECORD, output / "checkpoint.safetensors", output / "steps.jsonl"
-    main = accelerator.is_main_process
-    lasting = {name: fact for name, fact in provenance.items() if name != "command"}
-    require_folder(output)
-    if record_file.exists():
-        require_same_run(read_record(record_file), config, lasting, output)
-        if main:
-            discard_checkpoint(checkpoint, log)  # a kill may have come between the record and this
-        return load_pipeline(output)
-
-    done = _read_log(log)
-    with (
-        stop_signals() as received,
-        _append_to(log, enabled=main) as append,
-        tqdm(
-            total=config.num_steps, desc=output.name, unit="step", mininterval=1.0, disable=not (main and progress)
-        ) as bar,
-    ):
-        steps = finetune(
-            pipeline,
-            images,
-            config,
-            checkpoint=checkpoint,
-            accelerator=accelerator,
-            provenance=lasting,
-            stop=received,
-        )
-        for state in steps:
-            if bar.n == 0 and state.step > 1:
-                bar.update(state.step - 1)
-            append(state, flush=state.step % config.checkpoint_every == 0)
-            done[state.step] = state
-            bar.update()
-            if state.step % 20 == 0:
-                bar.set_postfix(_recent(done, state.step), refresh=False)
-    if main:
-        record = {
-            "config": asdict(config),
-            **provenance,
-            **versions(),
-            "parameters": sum(p.numel() for p in pipeline.unet.parameters()),
-            "curves": _curves([done[step] for step in sorted(done)]),
-        }
-        partial = output / f".{RECORD}.partial"
-        with explained(output):
-            save_pipeline(pipeline, output, half=half)
-            partial.write_text(json.dumps(record, indent=1) + "\n")
-            partial.replace(record_file)
-        discard_checkpoint(checkpoint, log)
-    accelerator.wait_for_everyone()
-    return pipeline
-
-
-def versions() -> dict[str, object]:
-    """Return the versions that a record of a run names."""
-    packages = {name: version(name) for name in ("isodiff", "torch", "diffusers", "accelerate")}
-    return {"versions": packages, "python": platform.python_version()}
-
-
-def command_line(arguments: list[str]) -> str:
-    """Return the command that was typed, to be recorded."""
-    return shlex.join(["isodiff", *arguments])
+def derived_seed(*entropy: int) -> int:
+    """Return a seed whose random numbers are independent of those of any other sequence of numbers."""
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 @contextmanager
-def stop_signals() -> Iterator[Callable[[], int]]:
-    """Yield a function that tells the number of the first SIGTERM or SIGINT, 0 before; the second acts as ever."""
-    received: list[int] = []
-    before = {}
-
-    def note(number: int, _frame: object) -> None:
-        received.append(number)
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    if threading.current_thread() is threading.main_thread():  # Python lets no other thread handle signals
-        before = {number: signal.signal(number, note) or signal.SIG_DFL for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: received[0] if received else 0
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Say in one line what could not be written and what there still is."""
-    try:
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators inside the `with` block; the caller's state returns after it."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
         yield
-    except (OSError, SafetensorError) as error:
-        raise OSError(
-            f"{path} could not be written ({error}); the checkpoints written before are whole. "
-            "Make room and run the same command again to go on"
-        ) from error
 
 
-@contextmanager
-def _append_to(log: Path, *, enabled: bool) -> Iterator[Callable[..., None]]:
-    """Yield a function that logs a step, and waits until the log is on disk where it is told to."""
-    if not enabled:
-        yield lambda _state, **_options: None
-        return
-    with ExitStack() as opened:
-        file = None
+@dataclass(frozen=True)
+class TrainingStep:
+    """A step as one of the processes sees it: what a loss needs besides its images."""
 
-        def append(state: TrainingState, *, flush: bool) -> None:
-            nonlocal file
-            line = f"\n{json.dumps(asdict(state))}".encode()  # so that it does not join a line that a kill cut short
-            with explained(log):
-                if file is None:  # with the first step, as a run that is refused leaves nothing
-                    log.parent.mkdir(parents=True, exist_ok=True)
-                    # with a buffer, a full disk would fail once more on closing
-                    file = opened.enter_context(log.open("ab", buffering=0))
-                if file.write(line) < len(line):
-                    raise OSError("the line was cut short")
-                if flush:
-                    os.fsync(file.fileno())
+    number: int  # steps done before it
+    seed: int  # of the run
+    accelerator: Accelerator
 
-        yield append
+    def generator(self, purpose: str) -> torch.Generator:
+        """Return this step's random numbers for a purpose, the same on every process."""
+        return torch.Generator().manual_seed(derived_seed(self.seed, self.number, _PURPOSES.index(purpose)))
 
+    def rows(self, drawn: Tensor) -> Tensor:
+        """Take this process's rows of what was drawn for the global batch."""
+        return drawn[self.accelerator.process_index :: self.accelerator.num_processes].to(self.accelerator.device)
 
-def discard_checkpoint(checkpoint: Path, *others: Path) -> None:
-    """Remove what a finished run needs no more."""
-    for file in (*checkpoint_files(checkpoint), *others):
-        file.unlink(missing_ok=True)
+    def layers(self, part: int) -> AbstractContextManager[None]:
+        """Make what layers draw, such as dropout, a function of (seed, step, process, pass)."""
+        entropy = self.seed, self.number, _PURPOSES.index("layers"), self.accelerator.process_index, part
+        return seeded(derived_seed(*entropy), self.accelerator.device)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Average a tensor over the processes, to the same bits on each."""
+        return self.accelerator.gather(values[None]).mean(0)
 
 
-def _read_log(log: Path) -> dict[int, TrainingState]:
-    """Steps logged so far, by number; a step run again after an interruption replaces its first run."""
-    states = {}
-    for line in log.read_text(errors="replace").splitlines() if log.is_file() else []:
-        try:
-            state = TrainingState(**json.loads(line))
-        except json.JSONDecodeError:  # a line that a kill cut short, or the empty first one
-            continue
-        states[state.step] = state
-    return states
+def global_batches(
+    num_images: int, config: TrainingConfig, start: int, accelerator: Accelerator, sequential: bool = False
+) -> Iterator[list[int]]:
+    """Yield this process's rows of each batch from step `start` on: each image once an epoch, in the seed's order.
+
+    A sequential dataset is a stream that shuffles itself: positions then come as they are and go on over the epochs.
+    """
+
+    def positions() -> Iterator[int]:
+        first = start * config.batch_size
+        if sequential:
+            yield from count(first)
+        current, done = divmod(first, num_images)
+        for epoch in count(current):
+            generator = TrainingStep(epoch, config.seed, accelerator).generator("epoch")
+            yield from torch.randperm(num_images, generator=generator)[done:].tolist()
+            done = 0
+
+    rows = positions()
+    for _ in range(start, config.num_steps):
+        yield list(islice(rows, config.batch_size))[accelerator.process_index :: accelerator.num_processes]
 
 
-def _recent(done: dict[int, TrainingState], step: int, window: int = 100) -> dict[str, str]:
-    states = [done[i] for i in range(max(1, step - window + 1), step + 1) if i in done]
-    shown = {"L_dsm": f"{_mean([s.dsm for s in states]):.4f}"}
-    regularised = [s.isotropy for s in states if s.isotropy is not None]
-    return shown | ({"isotropy": f"{_mean(regularised):.2f}"} if regularised else {})
+class RunOptions(TypedDict, total=False):
+    """What a caller may ask of any training."""
+
+    accelerator: Accelerator  # device, processes, precision; by default those of the machine
+    checkpoint: str | Path  # file from which the run goes on, bit for bit on a CPU with as many processes
+    provenance: Mapping[str, Any]  # facts such as the dataset, which must be the same when it goes on
+    stop: Callable[[], int]  # asked after each step for the number of a signal, which ends all processes; 0 to go on
+    log: list[dict[str, Any]]  # receives what the record plots of each step, of those before an interruption too
 
 
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+class Training:
+    """A model under way, with its optimiser, moving average and checkpoint, of which a loop takes `steps` to `update`.
+
+    After a step, once the caller has seen it, a checkpoint is written where it is due or a signal ends the run.
+    """
+
+    def __init__(
+        self, model: Module, images: Dataset, shape: tuple[int, ...], config: TrainingConfig, options: RunOptions
+    ) -> None:
+        accelerator = options.get("accelerator") or Accelerator(mixed_precision=config.mixed_precision)
+        found = tuple(images[0].shape) if len(images) else "no image"
+        if found != shape:
+            raise ValueError(f"the images have shape {found}; this model needs {shape} (channels, height, width)")
+        processes, passes = accelerator.num_processes, config.gradient_accumulation_steps
+        if config.batch_size % (processes * passes):
+            needed = f"a multiple of processes × gradient_accumulation_steps = {processes} × {passes}"
+            raise ValueError(f"batch_size must be {needed}; got {config.batch_size}")
+        self.model, self.images, self.config, self.accelerator = model, images, config, accelerator
+        self.stop, self.log = options.get("stop") or (lambda: 0), options.get("log", [])
+        model.requires_grad_(True).train().to(accelerator.device)
+        if processes > 1:  # all start from the main process's weights
+            for parameter in model.parameters():
+                parameter.data.copy_(broadcast(parameter.data))
+        optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
+        course = "constant_with_warmup" if config.lr_scheduler == "constant" else config.lr_scheduler
+        self.schedule = get_scheduler(course, optimizer, None, config.warmup_steps, config.num_steps)
+        self.optimizer = accelerator.prepare(optimizer)
+        self.ema = EMAModel(model.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=3 / 4, foreach=True)
+        parts = {"model": model, "optimizer": optimizer, "schedule": self.schedule, "ema": self.ema}
+        parts |= {"scaler": accelerator.scaler} if accelerator.scaler else {}
+        settings = asdict(config) | {"num_images": len(images), **options.get("provenance", {})}
+        file = options.get("checkpoint")
+        self.checkpoint = Checkpoint(file, parts, settings, accelerator, self.log) if file else None
+        self.done = self.checkpoint.restore() if self.checkpoint else 0
+        self.ema.to(accelerator.device)
+        self.optimizer.zero_grad()
+
+    def steps(self) -> Iterator[tuple[TrainingStep, Tensor]]:
+        """Yield each step with this process's images of it; after the last the model holds the averaged weights."""
+        images, config, accelerator = self.images, self.config, self.accelerator
+        batches = global_batches(len(images), config, self.done, accelerator, getattr(images, "sequential", False))
+        # a generator of its own: by default a loader draws from the global one
+        loader = DataLoader(images, batch_sampler=batches, num_workers=config.num_workers, generator=torch.Generator())
+        for number, batch in enumerate(loader, start=self.done):
+            yield TrainingStep(number, config.seed, accelerator), batch.to(accelerator.device, self.model.dtype)
+            self._keep(number + 1)
+        self.ema.copy_to(self.model.parameters())
+        self.model.eval()
+
+    def update(self, step: TrainingStep, losses: dict[str, float | None]) -> float:
+        """Average and clip the gradients, step, and return their norm before; refuse a loss or norm not finite."""
+        if self.accelerator.num_processes > 1:
+            gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+            flat = parameters_to_vector([gradient.contiguous() for gradient in gradients])
+            vector_to_parameters(self.accelerator.reduce(flat, "mean"), gradients)
+        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm))
+        told = losses | {"gradient norm": norm}
+        decisive = losses if self.accelerator.scaler else told  # fp16's scaler skips a step whose gradient overflows
+        if not all(math.isfinite(value) for value in decisive.values() if value is not None):
+            self._refuse(f"step {step.number + 1}: {', '.join(f'{name} = {value}' for name, value in told.items())}")
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        self.ema.step(self.model.parameters())
+        return norm
+
+    def _keep(self, done: int) -> None:
+        asked = torch.tensor([self.stop()], device=self.accelerator.device)
+        number = int(self.accelerator.gather(asked).max())  # what one process is asked, all do
+        if number or done % self.config.checkpoint_every == 0 or done == self.config.num_steps:
+            if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
+                self._refuse(f"step {done} left weights that are not finite")
+            if self.checkpoint:
+                self.checkpoint.save(done)
+        if number:
+            name, of = signal.Signals(number).name, self.config.num_steps
+            raise TrainingInterrupted(f"stopped by {name} after step {done} of {of}; {self._kept}", number)
+
+    @property
+    def _kept(self) -> str:
+        return self.checkpoint.kept if self.checkpoint else "no checkpoint was asked for"
+
+    def _refuse(self, message: str) -> None:
+        raise FloatingPointError(f"{message}; {self._kept}. Lower learning_rate or the weights of the loss")
 
 
-def _curves(states: list[TrainingState]) -> dict[str, list[float | None]]:
-    """Means over equal stretches of the run, each with its last step; isotropy where it was regularised."""
-    size = max(1, len(states) // _CURVE_POINTS)
-    curves: dict[str, list[float | None]] = {"step": [], "dsm": [], "isotropy": [], "grad_norm": []}
-    for start in range(0, len(states), size):
-        stretch = states[start : start + size]
-        isotropies = [s.isotropy for s in stretch if s.isotropy is not None]
-        curves["step"].append(stretch[-1].step)
-        curves["dsm"].append(_mean([s.dsm for s in stretch]))
-        curves["isotropy"].append(_mean(isotropies) if isotropies else None)
-        curves["grad_norm"].append(_mean([s.grad_norm for s in stretch]))
-    return curves
-
-
-def read_record(file: Path) -> dict:
-    """Read the record of a finished run, or say that it is damaged."""
-    try:
-        record = json.loads(file.read_text())
-        dict(record["config"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{file} is damaged ({error!r}); put a copy in place, or delete the directory") from error
-    return record
-
-
-def require_same_run(record: dict, config: FinetuneConfig, provenance: dict[str, str], output: Path) -> None:
-    """Refuse a finished directory whose record tells of other settings or other data; any config dataclass will do."""
-    wanted = asdict(config) | provenance
-    # A setting newer than the record had its default: none changes what a run does unless it is given.
-    defaults = {field.name: field.default for field in fields(config)}
-    found = defaults | record["config"] | {k: v for k, v in record.items() if k in provenance}
-    differ = [
-        f"{name} = {found.get(name)!r} there, {value!r} now"
-        for name, value in wanted.items()
-        if found.get(name) != value
-    ]
-    if differ:
-        raise ValueError(
-            f"{output.name} holds a model trained with other settings: {'; '.join(differ)}. "
-            "Choose another output or delete it"
-        )
+def accelerator_for(device: str, mixed_precision: str = "no") -> Accelerator:
+    """Return accelerate's handle on the device that an option named, for this process of however many."""
+    chosen = resolve_device(device)
+    if mixed_precision == "fp16" and chosen.type == "cpu":
+        raise ValueError("mixed_precision is 'fp16', which needs a CUDA device; give 'bf16' or 'no' on a CPU")
+    if chosen.index is not None:  # accelerate takes the current device
+        torch.cuda.set_device(chosen)
+    return Accelerator(mixed_precision=mixed_precision, cpu=chosen.type == "cpu")

@@ -1,45 +1,59 @@
-"""Mathematics on tensors and callables: the sphere, Jacobians without matrices, traces, the isometry loss."""
+"""Mathematics on tensors and callables: the sphere, Jacobians without matrices, the isometry loss, geodesics."""
 
-from isodiff.geometry.isometry import (
-    exact_isometry_loss,
-    exact_traces,
-    isometry_loss,
-    isometry_loss_share,
-    isotropy,
-    trace_samples,
-)
-from isodiff.geometry.jacobian import jvp, pullback_vp, singular_values, singular_vectors, vjp
-from isodiff.geometry.sphere import (
-    conformal_factor,
-    expected_radius,
-    inverse_stereographic,
-    lerp,
-    project_to_tangent,
-    slerp,
-    stereographic,
-)
-from isodiff.geometry.trace import TraceEstimate, hutchinson, sample_probes
+import lazy_loader
 
-__all__ = [
-    "TraceEstimate",
-    "conformal_factor",
-    "exact_isometry_loss",
-    "exact_traces",
-    "expected_radius",
-    "hutchinson",
-    "inverse_stereographic",
-    "isometry_loss",
-    "isometry_loss_share",
-    "isotropy",
-    "jvp",
-    "lerp",
-    "project_to_tangent",
-    "pullback_vp",
-    "sample_probes",
-    "singular_values",
-    "singular_vectors",
-    "slerp",
-    "stereographic",
-    "trace_samples",
-    "vjp",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "geodesics": ["GeodesicResult", "continue_geodesic", "solve_geodesic"],
+        "initial_paths": ["graph_path", "initial_path", "resample"],
+        "isometry": [
+            "Metric",
+            "anisotropy",
+            "estimate_loss",
+            "exact_isometry_loss",
+            "exact_traces",
+            "isometry_loss",
+            "isometry_loss_share",
+            "trace_samples",
+        ],
+        "jacobian": [
+            "Linearisation",
+            "Map",
+            "dense_jacobian",
+            "jvp",
+            "pullback_vp",
+            "restrict_to_mean",
+            "singular_values",
+            "singular_vectors",
+            "vjp",
+        ],
+        "riemann": ["DensityMetric", "PullbackMetric", "TangentialMetric"],
+        "rivals": ["density_path", "noise_diffusion", "norm_aware_path"],
+        "scores": [
+            "AnalyticScore",
+            "GaussianMixture",
+            "LowRankGaussian",
+            "NoisyShell",
+            "c_arc",
+            "curve",
+            "helix",
+            "two_moons",
+        ],
+        "sphere": [
+            "combine",
+            "conformal_factor",
+            "expected_radius",
+            "inverse_stereographic",
+            "lerp",
+            "move",
+            "project_to_tangent",
+            "require_batch",
+            "require_same_shape",
+            "slerp",
+            "stereographic",
+            "transport",
+        ],
+        "trace": ["TraceEstimate", "hutchinson", "sample_probes"],
+    },
+)

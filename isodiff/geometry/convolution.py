@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,26 +22,16 @@ from torch.overrides import TorchFunctionMode
 class TrilinearConvolutions(TorchFunctionMode):
     """Run every ``conv2d`` with a parameter for a kernel through the trilinear form; the results are the same.
 
-    Attributes:
-        inputs_only: While set, backward passes through these convolutions skip the kernels' gradients. A node written
-            in Python is not told that only the gradient in the input was asked for, so whoever asks must say so.
-        zero_covector: While set, backward passes start from zero, so that every gradient is zero and need not be
-            computed; only their graph is wanted, as for a Jacobian-vector product by double backward.
+    While ``inputs_only`` is set, backward passes skip the kernels' gradients: a node written in Python is not told that
+    only the gradient in the input was asked for. While ``zero_covector`` is set, they start from zero, so that every
+    gradient is zero; only their graph is wanted, for a Jacobian-vector product by double backward.
     """
 
     def __init__(self) -> None:
-        """Ask for every gradient, as usual."""
         super().__init__()
-        self.inputs_only = False
-        self.zero_covector = False
+        self.inputs_only = self.zero_covector = False
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: tuple[type, ...],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401 - whatever the function returns
+    def __torch_function__(self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None) -> object:
         """Replace ``torch.conv2d``; leave every other function alone."""
         kwargs = kwargs or {}
         return self._conv2d(*args, **kwargs) if func is torch.conv2d else func(*args, **kwargs)
@@ -74,10 +63,6 @@ class _Form:
     dilation: tuple[int, int]
     groups: int
 
-    def value(self, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Return ``w * x``."""
-        return torch.conv2d(x, w, bias, self.stride, self.padding, self.dilation, self.groups)
-
     def gradients(self, g: Tensor, x: Tensor, w: Tensor, *wanted: bool) -> tuple[Tensor | None, ...]:
         """Return the gradients in ``x``, ``w`` and bias; of an argument that is not needed only the shape is read."""
         shape = [w.shape[0]] if wanted[2] else None
@@ -93,7 +78,7 @@ class _Forward(Function):
     def forward(ctx: FunctionCtx, x: Tensor, w: Tensor, bias: Tensor | None, form: _Form) -> Tensor:
         ctx.save_for_backward(x, w)
         ctx.form = form
-        return form.value(x, w, bias)
+        return torch.conv2d(x, w, bias, form.stride, form.padding, form.dilation, form.groups)
 
     @staticmethod
     def backward(ctx: FunctionCtx, g: Tensor) -> tuple[Tensor | None, ...]:

@@ -1,53 +1,59 @@
-"""Geodesics in noise space: the discrete paths of least energy between pairs of points.
+r"""Geodesics in noise space: the discrete paths of least energy between pairs of points, and whether to trust them.
 
-Metrics are in `noise_metrics`, initial paths in `initial_paths`, the descent in `path_descent` and what decides whether
-it has arrived in `convergence`.
+Moving a node strains the two segments that meet there, so that the Hessian of the energy is, up to the metric, the
+path's Laplacian ``L = N · tridiag(−1, 2, −1)``, whose condition number grows as N². Coordinates z with
+
+    x = lerp(a, b) + L^{−1/2} z,        ‖z‖² = ‖x − lerp‖²_L = N Σᵢ‖Δxᵢ‖² − ‖b − a‖²,
+
+take it out; L-BFGS with a strong Wolfe line search descends in them (Liu and Nocedal 1989). The gradient counts in
+
+    ‖∇_z E‖ ‖x‖_L / 2E,        ‖∇_z E‖² = ∇Eᵀ L⁻¹ ∇E,        ‖x‖²_L = N Σ‖Δxᵢ‖²,
+
+half the largest relative change of E, to first order, per relative change of the path; no unit of x or of the metric
+enters.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
+from scipy.optimize import OptimizeResult, minimize
 from torch import Tensor
 
-from isodiff.geometry.convergence import Criteria, Diagnostics, default_criteria
 from isodiff.geometry.initial_paths import InitialName, initial_path
-from isodiff.geometry.noise_metrics import MetricName, named_metric
-from isodiff.geometry.path_descent import PathProblem, Solution, adam, lbfgs
-from isodiff.geometry.path_energy import NoiseMetric
-from isodiff.geometry.pullback_metrics import Score, require_sigma
+from isodiff.geometry.riemann import NoiseMetric, Score, TangentialMetric
 
-Optimizer = Literal["auto", "lbfgs", "adam"]
-Callback = Callable[[int, int, float], None]
-"""Called after every iteration with the number of the pair, that of the iteration, and the energy."""
+_WINDOW = 20  # iterations over which the energy must have stopped falling
+_TOO_LONG = 1e6  # times the initial energy: what a line search is told where the energy is not finite
+
+
+class Diagnostics(NamedTuple):
+    """What decides whether paths have converged, (B,) each."""
+
+    gradient: Tensor  # ‖∇E‖ · ‖path‖ / 2E in dual norms, without unit
+    decrease: Tensor  # of the energy over the last 20 iterations, relative to what is left
+    refinement: Tensor  # length with segments cut finely over that of the nodes alone: a path that jumps is found out
+    gap: Tensor  # largest Euclidean distance between neighbouring nodes over the mean one
+    speed: Tensor  # standard deviation of the segments' lengths in the metric over their mean
 
 
 @dataclass(frozen=True)
 class GeodesicResult:
-    """Paths, one per pair of ends, and whether to trust them."""
+    """Paths, one per pair of ends, (B,), and whether to trust them."""
 
-    path: Tensor
-    """Nodes, (B, N+1, *S); the ends are those given."""
-    energy: Tensor
-    """E, (B,); of the tangential metric, in units of ŝ = σ²s (divide by σ⁴ for those of s)."""
-    length: Tensor
-    """L, (B,), as the energy sees it; E ≥ ½ L²."""
-    lower_bound: Tensor
-    """No path between the ends has less energy, (B,); zero where no bound is known."""
-    converged: Tensor
-    """Whether all criteria hold, (B,), booleans."""
-    reason: list[str]
-    """Per pair, the criteria that do not hold, with their values; empty if converged."""
+    path: Tensor  # nodes, (B, N+1, *S); the ends are those given
+    energy: Tensor  # E; of the tangential metric, in units of ŝ = σ²s (divide by σ⁴ for those of s)
+    length: Tensor  # L, as the energy sees it; E ≥ ½ L²
+    lower_bound: Tensor  # no path between the ends has less energy; zero where no bound is known
+    converged: Tensor  # whether all criteria hold
+    reason: list[str]  # per pair, the criteria that do not hold, with their values; empty if converged
     iterations: Tensor
-    """Of the optimiser, (B,)."""
     diagnostics: Diagnostics
-    """The values that decide on convergence."""
 
 
 def solve_geodesic(
@@ -57,103 +63,57 @@ def solve_geodesic(
     *,
     sigma: float,
     num_segments: int,
-    metric: MetricName | NoiseMetric = "tangential",
+    metric: Literal["tangential"] | NoiseMetric = "tangential",
     rho: float = 1e-3,
     num_subsamples: int = 4,
     initial: InitialName | Tensor = "slerp",
-    optimizer: Optimizer = "auto",
     max_iterations: int = 1000,
-    learning_rate: float = 0.1,
     batch_size: int | None = None,
-    criteria: Criteria | None = None,
-    callback: Callback | None = None,
 ) -> GeodesicResult:
-    r"""Minimise the energy of paths between pairs of points.
+    r"""Minimise the energy of paths between pairs of points a and b, (B, *S), one by one; the minimum is a local one.
 
-    Tangential metric (arXiv 2510.05509): E = ½NK Σ‖ŝ_{j+1} − ŝ_j‖² + ½Nρ Σ‖x_{i+1} − x_i‖² with ŝ = σ²s.
+    Tangential metric (arXiv 2510.05509): E = ½NK Σ‖ŝ_{j+1} − ŝ_j‖² + ½Nρ Σ‖x_{i+1} − x_i‖² with ŝ = σ²s. An iteration
+    costs NK + 1 evaluations of the score, forward and backward. A path that has not converged is a result too, with the
+    reason; where that is the fine/node length or the speed alone, more segments are needed.
 
-    Args:
-        score: s = ∇ log p_σ, row by row, (M, *S) → (M, *S) for any M; for a model of the noise, −ε_θ/σ.
-        a: Starts, (B, *S). Their precision is the one computed in, float32 or better.
-        b: Ends, (B, *S); no row equal to that of a.
-        sigma: σ, positive.
-        num_segments: N, at least 2.
-        metric: ``"tangential"``, ``"euclidean"``, ``"sphere"``, ``"density"``, ``"score"``, or any `NoiseMetric`, which
-            has its own score, σ and ρ.
-        rho: ρ of the tangential metric, at least 0.
-        num_subsamples: K, pieces a segment. With K = 1 a path jumps over ridges between its nodes at no cost.
-        initial: ``"slerp"``, ``"lerp"``, or a path (B, N+1, *S). It decides which local minimum is found.
-        optimizer: ``"lbfgs"`` (which ``"auto"`` means) or ``"adam"`` with a cosine schedule.
-        max_iterations: Per pair.
-        learning_rate: Of Adam, at the start, in units of the root mean square of b − a.
-        batch_size: Most points at which the score is evaluated at once; bounds the memory. All of a path if not given.
-        criteria: Of convergence; `default_criteria` of the precision if not given.
-        callback: Called after every iteration with pair, iteration and energy.
-
-    Returns:
-        A `GeodesicResult`, without graph. A path that has not converged is a result too, with ``converged`` false and
-        the reason; where that is the fine/node length or the speed alone, more segments are needed.
-
-    Raises:
-        ValueError: If an option is unknown or out of range, a and b do not fit, are not finite or coincide, the score
-            changes the shape of its argument, or the energy of an initial path is not finite.
-
-    Note:
-        Pairs are solved one by one and do not depend on each other, so the cost is linear in B: NK + 1 evaluations of
-        the score, forward and backward, an iteration. The gradient's norm is made dimensionless as
-
-            ‖∇_z E‖ ‖x‖_L / 2E,        ‖∇_z E‖² = ∇Eᵀ L⁻¹ ∇E,        ‖x‖²_L = N Σ‖Δxᵢ‖²,
-
-        half the largest relative change of E, to first order, per relative change of the path; no unit of x or of the
-        metric enters. The minimum found is a local one; `lower_bound` is global.
+    ``score`` is s = ∇ log p_σ, row by row, (M, *S) → (M, *S) for any M; for a model of the noise, −ε_θ/σ. Another
+    ``metric`` has its own score, σ and ρ. With K = ``num_subsamples`` = 1 a path jumps over ridges between its N + 1
+    nodes at no cost. ``initial`` decides which local minimum is found. ``batch_size`` is the most points at which the
+    score is evaluated at once, all of a path if not given. The precision is that of a, float32 or better.
     """
-    require_sigma(sigma)
-    if optimizer not in get_args(Optimizer):
-        raise ValueError(f"optimizer must be one of {get_args(Optimizer)}, got {optimizer!r}")
+    tangential = TangentialMetric(score, sigma, rho)
+    metric = tangential if isinstance(metric, str) and metric == "tangential" else metric
+    if not isinstance(metric, NoiseMetric):
+        raise ValueError(f'metric must be "tangential" or a NoiseMetric, got {metric!r}')
     if max_iterations < 1:
         raise ValueError(f"max_iterations must be at least 1, got {max_iterations}")
-    if not 0 < learning_rate < math.inf:
-        raise ValueError(f"learning_rate must be positive and finite, got {learning_rate}")
     start = initial_path(initial, a, b, num_segments).detach()
     start = start.to(torch.promote_types(start.dtype, torch.float32))
-    criteria = criteria or default_criteria(start.dtype)
-
-    solved = []
-    for pair, path in enumerate(start):
-        here = metric
-        if not isinstance(metric, NoiseMetric):
-            radius = path[[0, -1]].flatten(1).norm(dim=1).mean().item()
-            here = named_metric(metric, score, sigma=sigma, rho=rho, radius=radius)
-        problem = PathProblem(here, path[None], num_subsamples, batch_size, criteria)
-        report = None if callback is None else functools.partial(callback, pair)
-        if optimizer == "adam":
-            adam(problem, max_iterations, learning_rate, report)
-        else:
-            lbfgs(problem, max_iterations, report)
-        solved.append(problem.solution())
-    return _collect(solved, criteria)
+    descents = [_Descent(metric, path[None], num_subsamples, batch_size) for path in start]
+    for descent in descents:
+        descent.run(max_iterations)
+    found = Diagnostics(*torch.tensor([descent.diagnostics() for descent in descents], dtype=torch.float64).T)
+    reason = [violations(Diagnostics(*row), start.dtype) for row in zip(*found, strict=True)]
+    path = torch.cat([descent.path(descent.z) for descent in descents])
+    return GeodesicResult(
+        path=path,
+        energy=path.new_tensor([descent.energies[-1] for descent in descents]),
+        length=torch.cat([metric.length(row[None], **descents[0].sampling) for row in path]),
+        lower_bound=torch.cat([metric.bound(row[:1], row[-1:]) for row in path]),
+        converged=torch.tensor([not text for text in reason]),
+        reason=reason,
+        iterations=torch.tensor([len(descent.energies) - 1 for descent in descents]),
+        diagnostics=found,
+    )
 
 
 def continue_geodesic(
     levels: Sequence[tuple[Score, float]], a: Tensor, b: Tensor, *, num_segments: int, **options: object
 ) -> list[GeodesicResult]:
-    """Solve at one noise level after another, each solution the start of the next.
+    """Solve at one noise level (score, σ) after another, σ falling, each solution the start of the next.
 
-    At high noise the data's gaps are filled and the geodesic is nearly straight; lowering σ then deforms it, where one
-    from scratch would stay in the wrong homotopy class.
-
-    Args:
-        levels: Pairs (score, σ), from high to low σ.
-        a: Starts, (B, *S), the same at every level.
-        b: Ends, (B, *S).
-        num_segments: N, at least 2.
-        **options: Of `solve_geodesic`; ``initial`` is that of the first level.
-
-    Returns:
-        A result per level, in their order.
-
-    Raises:
-        ValueError: If there is no level, σ does not fall, or as `solve_geodesic`.
+    At high noise the data's gaps are filled and the geodesic is nearly straight; lowering σ deforms it, where one from
+    scratch would stay in the wrong homotopy class. ``options`` are those of `solve_geodesic`; a result per level.
     """
     sigmas = [sigma for _, sigma in levels]
     if not sigmas or any(not low < high for high, low in itertools.pairwise(sigmas)):
@@ -165,17 +125,114 @@ def continue_geodesic(
     return results
 
 
-def _collect(solved: Sequence[Solution], criteria: Criteria) -> GeodesicResult:
-    columns = zip(*(solution.diagnostics for solution in solved), strict=True)
-    found = Diagnostics(*(torch.tensor(column, dtype=torch.float64) for column in columns))
-    reason = [criteria.violations(Diagnostics(*row)) for row in zip(*found, strict=True)]
-    return GeodesicResult(
-        path=torch.cat([solution.path for solution in solved]),
-        energy=torch.cat([solution.energy for solution in solved]),
-        length=torch.cat([solution.length for solution in solved]),
-        lower_bound=torch.cat([solution.lower_bound for solution in solved]),
-        converged=torch.tensor([not text for text in reason]),
-        reason=reason,
-        iterations=torch.tensor([solution.iterations for solution in solved]),
-        diagnostics=found,
+def violations(found: Diagnostics, dtype: torch.dtype) -> str:
+    """Name every criterion that one path's diagnostics violate, with the values; empty if it has converged."""
+    gradient, decrease = _limits(dtype)
+    found = Diagnostics(*map(float, found))
+    rules = (
+        ("gradient norm", found.gradient, found.gradient <= gradient, f"at most {gradient:g}"),
+        ("relative decrease over 20 iterations", found.decrease, found.decrease <= decrease, f"at most {decrease:g}"),
+        ("fine/node length", found.refinement, abs(found.refinement - 1) < 0.05, "0.95 to 1.05"),
+        ("max/mean gap", found.gap, found.gap < 3, "below 3"),
+        ("speed variation", found.speed, found.speed < 0.1, "below 0.1"),
     )
+    return "; ".join(f"{name} {value:.3g}, accepted {limit}" for name, value, holds, limit in rules if not holds)
+
+
+def _limits(dtype: torch.dtype) -> tuple[float, float]:
+    # in float32, rounding leaves a gradient of some thousandths
+    return (1e-5, 1e-6) if dtype == torch.float64 else (1e-2, 1e-3)
+
+
+class _Descent:
+    """One pair's energy in the coordinates z, and what its descent has seen."""
+
+    def __init__(self, metric: NoiseMetric, path: Tensor, num_subsamples: int, batch_size: int | None) -> None:
+        self.metric, self.start = metric, path
+        self.sampling = {"num_subsamples": num_subsamples, "batch_size": batch_size}
+        count = path.shape[1] - 1
+        laplacian = count * (2 * np.eye(count - 1) - np.eye(count - 1, k=1) - np.eye(count - 1, k=-1))
+        eigenvalues, modes = np.linalg.eigh(laplacian)
+        self.root = torch.tensor((modes * eigenvalues**-0.5) @ modes.T, device=path.device)  # L^{−1/2}
+        u = torch.linspace(0, 1, count + 1, dtype=torch.float64, device=path.device)[:, None]
+        ends = path[0, [0, -1]].flatten(1).double()
+        self.line = (1 - u) * ends[0] + u * ends[1]
+        self.z = torch.linalg.solve(self.root, path[0, 1:-1].flatten(1).double() - self.line[1:-1])
+        energy, self.gradient = self.evaluate(self.z)
+        if not np.isfinite(energy):
+            raise ValueError(
+                f"the energy of the initial path must be finite, got {energy}: "
+                "the score, or the map that makes the metric, is not finite on it or overflows"
+            )
+        self.energies, self.stuck = [energy], False
+
+    def path(self, z: Tensor) -> Tensor:
+        """Return the path (1, N+1, *S) of coordinates (N−1, n)."""
+        inner = (self.line[1:-1] + self.root @ z).to(self.start.dtype).reshape(self.start[:, 1:-1].shape)
+        return torch.cat([self.start[:, :1], inner, self.start[:, -1:]], 1)
+
+    def evaluate(self, z: Tensor) -> tuple[float, Tensor]:
+        """Return E and ∇_z E, (N−1, n) in float64."""
+        energy, gradient = self.metric.energy_and_gradient(self.path(z), **self.sampling)
+        return energy.item(), self.root @ gradient[0, 1:-1].flatten(1).double()
+
+    def run(self, max_iterations: int) -> None:
+        """Descend by L-BFGS until the criteria hold, no step lowers the energy, or the iterations are used up."""
+        seen, settled = {}, False
+        tensor = lambda x: torch.tensor(x, device=self.z.device).reshape(self.z.shape)  # noqa: E731
+
+        def objective(x: np.ndarray) -> tuple[float, np.ndarray]:
+            energy, gradient = self.evaluate(tensor(x))
+            if not (np.isfinite(energy) and torch.isfinite(gradient).all()):
+                return _TOO_LONG * (self.energies[0] + 1), np.zeros_like(x)
+            seen.update(energy=energy, gradient=gradient)
+            return energy, gradient.cpu().numpy().ravel()
+
+        def step(intermediate_result: OptimizeResult) -> None:
+            nonlocal settled
+            settled = self.settled(tensor(intermediate_result.x), **seen)
+            if settled:
+                raise StopIteration
+
+        options = {"maxiter": max_iterations, "maxfun": 10 * max_iterations, "maxcor": 20, "ftol": 0, "gtol": 0}
+        start = self.z.cpu().numpy().ravel()
+        found = minimize(objective, start, jac=True, method="L-BFGS-B", callback=step, options=options)
+        self.stuck |= not settled and found.status != 1  # it stopped by itself: no step it knows lowers the energy
+
+    def settled(self, z: Tensor, energy: float, gradient: Tensor) -> bool:
+        """Record an iterate; tell whether descent has nothing more to gain."""
+        self.z, self.gradient = z, gradient
+        self.energies.append(energy)
+        # after a step within the energy's rounding, line searches would only chase noise
+        self.stuck = abs(self.energies[-2] - energy) <= 8 * torch.finfo(self.start.dtype).eps * energy
+        slope, decrease = _limits(self.start.dtype)
+        return self.slope() <= slope and (self.stuck or self.decrease() <= decrease)
+
+    def slope(self) -> float:
+        """Return the dimensionless norm of the gradient."""
+        chord = (self.line[-1] - self.line[0]).square().sum()
+        size = (chord + self.z.square().sum()).sqrt()
+        return (self.gradient.norm() * size).item() / max(2 * self.energies[-1], np.finfo(float).tiny)
+
+    def decrease(self) -> float:
+        """Return the relative change of the energy over the last iterations."""
+        before, now = self.energies[-1 - min(_WINDOW, len(self.energies) - 1)], self.energies[-1]
+        return abs(before - now) / max(now, np.finfo(float).tiny)
+
+    def diagnostics(self) -> tuple[float, ...]:
+        """Return the values of `Diagnostics` at the last iterate."""
+        shape = shape_diagnostics(self.metric, self.path(self.z), **self.sampling)
+        return self.slope(), 0.0 if self.stuck else self.decrease(), *map(float, shape)
+
+
+def shape_diagnostics(
+    metric: NoiseMetric, path: Tensor, num_subsamples: int, batch_size: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `refinement`, `gap` and `speed` of paths, (B,) each, by max(2K, 4) + 1 + K evaluations a segment."""
+    node, energy_sees, fine = (
+        metric.segment_lengths(path, num_subsamples=pieces, batch_size=batch_size)
+        for pieces in (1, num_subsamples, max(2 * num_subsamples, 4))
+    )
+    gaps = path.diff(dim=1).flatten(2).norm(dim=2)
+    speed = energy_sees.std(1, correction=0) / energy_sees.mean(1)
+    return fine.sum(1) / node.sum(1), gaps.amax(1) / gaps.mean(1), speed

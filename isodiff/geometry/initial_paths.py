@@ -1,7 +1,7 @@
 """Paths to start a geodesic from: the straight line, the great arc, a walk over samples; and equal spacing.
 
-A geodesic solver finds a minimum near its start. Which of several it finds, along the data or across a gap in them, is
-decided by the initial path.
+A solver finds a minimum near its start, so the initial path decides which of several: along the data or across a gap.
+Ends a and b are (B, *S), paths (B, N+1, *S).
 """
 
 from __future__ import annotations
@@ -15,30 +15,18 @@ from scipy.sparse.csgraph import dijkstra
 from scipy.spatial import KDTree
 from torch import Tensor
 
-from isodiff.geometry.path_energy import require_path
-from isodiff.geometry.sphere import lerp, require_batch, require_same_shape, slerp
+from isodiff.geometry.riemann import require_path
+from isodiff.geometry.sphere import lerp, require_batch, require_pair, slerp
 
 InitialName = Literal["slerp", "lerp"]
 
 
 def initial_path(initial: InitialName | Tensor, a: Tensor, b: Tensor, num_segments: int) -> Tensor:
-    """Return the path that a solver starts from.
+    """Return the path of N ≥ 2 segments that a solver starts from, in the precision of a, its ends exactly a and b.
 
-    Args:
-        initial: ``"slerp"``, ``"lerp"``, or the path itself, (B, N+1, *S), with ends a and b.
-        a: Starts, (B, *S).
-        b: Ends, (B, *S).
-        num_segments: N, at least 2.
-
-    Returns:
-        Nodes, (B, N+1, *S), in the precision of a, the ends exactly a and b.
-
-    Raises:
-        ValueError: If the name is unknown; if a given path has another shape, is not finite, or ends elsewhere (beyond
-            the square root of its precision, relative to ‖b − a‖); if N < 2 or a and b do not fit.
+    One that is given as ``initial`` may end elsewhere by the square root of its precision, relative to ‖b − a‖.
     """
-    require_ends(a, b)
-    require_segments(num_segments)
+    _require_ends(a, b, num_segments)
     if isinstance(initial, Tensor):
         expected = (len(a), num_segments + 1, *a.shape[1:])
         if tuple(initial.shape) != expected:
@@ -59,18 +47,7 @@ def initial_path(initial: InitialName | Tensor, a: Tensor, b: Tensor, num_segmen
 
 
 def resample(path: Tensor, num_segments: int) -> Tensor:
-    """Place nodes at equal Euclidean arc length along the polygon through a path.
-
-    Args:
-        path: Nodes, (B, M+1, *S).
-        num_segments: N, at least 1.
-
-    Returns:
-        (B, N+1, *S) with the same ends. Corners of the polygon between new nodes are cut.
-
-    Raises:
-        ValueError: If the path is no finite batch, has no length, or N < 1.
-    """
+    """Place N ≥ 1 segments' nodes at equal Euclidean arc length along the polygon through a path; corners are cut."""
     require_path(path)
     if num_segments < 1:
         raise ValueError(f"num_segments must be at least 1, got {num_segments}")
@@ -90,29 +67,11 @@ def resample(path: Tensor, num_segments: int) -> Tensor:
 
 
 def graph_path(a: Tensor, b: Tensor, samples: Tensor, num_segments: int, *, num_neighbours: int = 10) -> Tensor:
-    """Return the shortest path over the nearest-neighbour graph of samples (as in Isomap, Tenenbaum et al. 2000).
+    """Return the shortest path over the nearest-neighbour graph of a, b and samples, (n, *S), at equal arc length.
 
-    Vertices are a, b and the samples, edges join each to its nearest neighbours, and weigh their Euclidean length.
-
-    Args:
-        a: Starts, (B, *S).
-        b: Ends, (B, *S).
-        samples: Points that trace the data, (n, *S).
-        num_segments: N, at least 2.
-        num_neighbours: k, from 1 to the number of distinct samples.
-
-    Returns:
-        Nodes at equal arc length, (B, N+1, *S), on the device and in the precision of a.
-
-    Raises:
-        ValueError: If shapes do not fit, N < 2, k is out of range, or the graph does not connect a pair.
-
-    Note:
-        The path is jagged at the scale of the gaps between samples. Costs a tree search of n points and a shortest path
-        a pair; in high dimension the search is by brute force, O(n²).
+    Edges weigh their Euclidean length (Isomap, Tenenbaum et al. 2000); the path is jagged at the scale of their gaps.
     """
-    require_ends(a, b)
-    require_segments(num_segments)
+    _require_ends(a, b, num_segments)
     require_batch(samples, "samples")
     if samples.shape[1:] != a.shape[1:]:
         raise ValueError(f"samples must have rows of shape {tuple(a.shape[1:])}, got {tuple(samples.shape[1:])}")
@@ -122,8 +81,8 @@ def graph_path(a: Tensor, b: Tensor, samples: Tensor, num_segments: int, *, num_
             f"num_neighbours must be between 1 and {len(samples)}, the number of distinct samples; got {num_neighbours}"
         )
     paths = []
-    for start, stop in zip(a, b, strict=True):
-        vertices = torch.cat([start.flatten()[None], stop.flatten()[None], samples])
+    for ends in torch.stack([a, b], 1).flatten(2):
+        vertices = torch.cat([ends, samples])
         order = _shortest(vertices.cpu().double().numpy(), num_neighbours)
         paths.append(resample(vertices[torch.tensor(order, device=a.device)][None], num_segments))
     path = torch.cat(paths).unflatten(2, a.shape[1:])
@@ -131,18 +90,11 @@ def graph_path(a: Tensor, b: Tensor, samples: Tensor, num_segments: int, *, num_
     return path
 
 
-def require_ends(a: Tensor, b: Tensor) -> None:
-    """Refuse anything but two finite batches of one shape whose rows differ."""
-    require_batch(a, "a")
-    require_batch(b, "b")
-    require_same_shape(b, a, "b", "a")
+def _require_ends(a: Tensor, b: Tensor, num_segments: int) -> None:
+    require_pair(a, b)
     same = (a == b).flatten(1).all(1)
     if same.any():
         raise ValueError(f"a and b must differ, as a point is no path; they are equal in row {int(same.nonzero()[0])}")
-
-
-def require_segments(num_segments: int) -> None:
-    """Refuse paths without a free node."""
     if num_segments < 2:
         raise ValueError(f"num_segments must be at least 2, got {num_segments}")
 

@@ -5,17 +5,12 @@ of radius ``‖x‖``. ``f`` is a scaled isometry when ``R = Qᵀ JᵀJ Q = c² 
 
     L_iso(f) = E_x[Tr R²] / (E_x[Tr R])²  ≥  1 / rank R,
 
-with equality exactly then. Multiplying ``f`` by a number leaves it unchanged. Traces come from random probes ``v``
-(Hutchinson): ``Tr R = E‖J v‖²`` and ``Tr R² = E‖P JᵀJ v‖²``, with ``v`` Gaussian in the tangent space and ``P = Q Qᵀ``.
+with equality exactly then. Traces come from probes ``v`` (Hutchinson): ``Tr R = E‖J v‖²``, ``Tr R² = E‖P JᵀJ v‖²``,
+with ``v`` Gaussian in the tangent space and ``P = Q Qᵀ``. This ``R`` is the metric ``"stereographic"``: the paper's
+``R = G⁻¹ (dΠ⁻¹)ᵀ JᵀJ dΠ⁻¹``, as its chart is conformal, ``dΠ⁻¹ = √G Q``, and ``G`` cancels. ``"chart_identity"``,
+``R = G Qᵀ JᵀJ Q``, takes the chart as flat (the paper's ``G = I``), ``"euclidean"`` is ``R = JᵀJ`` in all of ℝⁿ.
 
-The paper writes ``R`` in the stereographic chart, ``R = G⁻¹ (dΠ⁻¹)ᵀ JᵀJ dΠ⁻¹``. The chart is conformal,
-``dΠ⁻¹ = √G Q``, so ``G`` cancels and no chart is needed. The three metrics:
-
-| metric | ``R`` | |
-|---|---|---|
-| ``"stereographic"`` | ``Qᵀ JᵀJ Q`` | the sphere's own geometry, the paper's ``G = G_stereographic`` |
-| ``"chart_identity"`` | ``G Qᵀ JᵀJ Q`` | the chart's coordinates taken as flat, the paper's ``G = I`` |
-| ``"euclidean"`` | ``JᵀJ`` | the ambient space ℝⁿ, radial direction included |
+Throughout ``f`` maps (B, *S) to (B, *M) row by row, and no row of ``x`` may be zero unless the metric is Euclidean.
 """
 
 from __future__ import annotations
@@ -26,19 +21,22 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from isodiff.geometry.differences import DifferenceSquares
-from isodiff.geometry.jacobian import Linearisation, Map
-from isodiff.geometry.sphere import conformal_factor, project_to_tangent, require_batch, stereographic
+from isodiff.geometry.jacobian import Linearisation, Map, require_rows
+from isodiff.geometry.sphere import conformal_factor, require_batch, stereographic, tangent_projection
 from isodiff.geometry.trace import sample_probes
 
 Metric = Literal["stereographic", "chart_identity", "euclidean"]
 Estimator = Literal["ratio", "unbiased", "jackknife", "per_row"]
 Route = Literal["double_backward", "differences"]
 
-Squares = Callable[[Tensor], tuple[Tensor, Tensor]]
+Projection = Callable[[Tensor], Tensor]
+Squares = Callable[[Tensor], tuple[Tensor, Tensor]]  # v ↦ (‖J v‖², ‖P JᵀJ v‖²) at every row, differentiable
 
 # Chance makes no angle between a probe and x as small as this; a shared seed, which draws both alike, does.
 _PARALLEL = 1e-6
+# Step h over ‖x‖, in units of ε^(1/3), where rounding (ε/h) and curvature (h²) are of one size. A probe is spread over
+# all directions and JᵀJ v lies along the few that f stretches and bends most, hence the shorter step.
+_PROBE_STEP, _METRIC_STEP = 2.0, 0.2
 
 
 def isometry_loss(
@@ -51,62 +49,29 @@ def isometry_loss(
     generator: torch.Generator | None = None,
     route: Route = "double_backward",
 ) -> Tensor:
-    """Estimate the scaled-isometry loss of ``f`` on a batch (Eq. 6), differentiable in the parameters of ``f``.
+    """Estimate Eq. 6 on a batch x (B, *S), with f the encoder at one diffusion step: a scalar, differentiable.
 
-    Args:
-        f: Map from (B, *S) to (B, *M), row by row; for Eq. 6 the encoder at one diffusion step.
-        x: Points, (B, *S); no row zero unless the metric is Euclidean.
-        metric: ``"stereographic"``, ``"chart_identity"`` or ``"euclidean"``; see the module.
-        estimator: With ``q₁ = ‖Jv‖²`` and ``q₂ = ‖P JᵀJ v‖²``, ``"ratio"`` is ``mean q₂ / (mean q₁)²`` over rows and
-            probes; ``"unbiased"`` divides by an unbiased estimate of the squared mean trace instead; ``"jackknife"``
-            corrects the ratio by leaving out each probe in turn. These two need ``num_probes ≥ 2``. ``"per_row"`` is
-            the mean of the rows' own ratios, what one sample a device gives: each row then has a scale of its own, so
-            that only conformality is asked for, not one ``c`` for every ``x``.
-        num_probes: Probes a row, K.
-        generator: Source of the probes; torch's global one if not given. Not one in the state that drew ``x``.
-        route: How the products are had: ``"double_backward"``, exact, on one graph of ``f``; or ``"differences"``, from
-            first-order passes with a relative error of about 10⁻³ in the gradient, see `differences`.
+    Ambient autocast is switched off and half-precision ``x`` cast up, as squares of squares overflow. The probes'
+    generator may not be in the state that drew ``x``.
 
-    Returns:
-        The loss, a scalar in float32, or float64 if ``x`` is.
+    With ``q₁ = ‖Jv‖²`` and ``q₂ = ‖P JᵀJ v‖²`` the estimator ``"ratio"`` is ``mean q₂ / (mean q₁)²`` over rows and K
+    probes a row, consistent with a bias of O(1/(B·K)); ``"unbiased"`` divides by an unbiased estimate of the squared
+    mean trace and ``"jackknife"`` leaves out each probe in turn, both for K ≥ 2; ``"per_row"`` is the mean of the rows'
+    own ratios, what one sample a device gives: it asks for conformality, not for one ``c``.
 
-    Raises:
-        ValueError: If an option is unknown or out of range, ``x`` does not fit, or a probe is parallel to it.
-
-    Note:
-        Costs one evaluation of ``f``, and one Jacobian-vector and one vector-Jacobian product a probe; by differences
-        about the same time in less memory, as no graph is of second order. The ratio is
-        consistent, with a bias of O(1/(B·K)). Ambient autocast is switched off and half-precision ``x`` is cast up, as
-        squares of squares overflow; a half-precision network must therefore accept float32 or do its own casting.
-    """
-    require_estimator(estimator, num_probes)
-    options = {"metric": metric, "num_probes": num_probes, "generator": generator, "route": route}
-    return estimate_loss(*trace_samples(f, x, **options), estimator=estimator)
-
-
-def require_estimator(estimator: str, num_probes: int) -> None:
-    """Refuse an unknown estimator, or one that needs more probes a row.
-
-    Raises:
-        ValueError: Naming what was given and what would be accepted.
+    The route ``"double_backward"`` is exact; ``"differences"``, right to about 10⁻³ in float32 on the course's U-Nets,
+    takes first-order passes alone, so that fused attention, recomputed activations and compilers can be used.
     """
     _require_option(estimator, Estimator, "estimator")
     minimum = 2 if estimator in ("unbiased", "jackknife") else 1
     if num_probes < minimum:
         raise ValueError(f"num_probes must be at least {minimum} for the {estimator} estimator, got {num_probes}")
+    options = {"metric": metric, "num_probes": num_probes, "generator": generator, "route": route}
+    return estimate_loss(*trace_samples(f, x, **options), estimator=estimator)
 
 
 def estimate_loss(first: Tensor, second: Tensor, *, estimator: Estimator = "ratio") -> Tensor:
-    """Return Eq. 6 from Hutchinson samples of its traces.
-
-    Args:
-        first: Samples of ``Tr R``, (B, K): the first result of `trace_samples`.
-        second: Samples of ``Tr R²``, (B, K): the second.
-        estimator: As in `isometry_loss`.
-
-    Returns:
-        The loss, a scalar, differentiable through both.
-    """
+    """Return Eq. 6 from samples of ``Tr R`` and ``Tr R²``, (B, K) each: the results of `trace_samples`."""
     _require_option(estimator, Estimator, "estimator")
     return _ESTIMATORS[estimator](first, second)
 
@@ -121,24 +86,9 @@ def trace_samples(
     probes: Tensor | None = None,
     route: Route = "double_backward",
 ) -> tuple[Tensor, Tensor]:
-    """Draw Hutchinson samples of ``Tr R`` and ``Tr R²`` at every row: what `isometry_loss` averages.
+    """Draw Hutchinson samples of ``Tr R`` and ``Tr R²`` at every row, (B, K) each: what `isometry_loss` averages.
 
-    Args:
-        f: As in `isometry_loss`.
-        x: As in `isometry_loss`.
-        metric: As in `isometry_loss`.
-        num_probes: As in `isometry_loss`.
-        generator: As in `isometry_loss`.
-        probes: Standard normal directions in ℝⁿ, (K, B, *S), in place of K = ``num_probes`` drawn from ``generator``:
-            the rows' own where ``x`` is part of a batch whose probes are drawn together.
-        route: As in `isometry_loss`.
-
-    Returns:
-        Samples of the two traces, (B, K) each, differentiable in the parameters of ``f``.
-
-    Raises:
-        ValueError: If the metric or route is unknown, ``num_probes < 1``, ``x`` or ``probes`` do not fit, or a probe is
-            parallel to ``x``.
+    ``probes``, standard normal in ℝⁿ, (K, B, *S), take the place of K = ``num_probes`` drawn from ``generator``.
     """
     _require_option(route, Route, "route")
     if num_probes < 1:
@@ -149,148 +99,137 @@ def trace_samples(
     dtype, device = points.dtype, x.device
     with torch.autocast(device.type, enabled=False):
         squares = _ROUTES[route](lambda z: f(z).to(dtype), points, project)
-    if probes is None:
-        draws = (sample_probes(x.shape, generator=generator, dtype=dtype, device=device) for _ in range(num_probes))
-    else:
-        draws = (probe.to(device, dtype) for probe in probes)
-    first, second = [], []
-    with torch.autocast(x.device.type, enabled=False):
-        for probe in draws:
-            tangent = project(probe)
-            if (_row_square(tangent) <= _PARALLEL**2 * _row_square(probe)).any():
-                raise ValueError(
-                    "a probe is parallel to x; draw x and the probes from generators with another seed each"
-                )
-            one, two = squares(tangent)
-            first.append(factor * one)
-            second.append(factor**2 * two)
-        return torch.stack(first, 1), torch.stack(second, 1)
+        if probes is None:
+            options = {"generator": generator, "dtype": dtype, "device": device}
+            probes = torch.stack([sample_probes(x.shape, **options) for _ in range(num_probes)])
+        probes = probes.to(device, dtype)
+        tangents = [project(probe) for probe in probes]
+        if (_row_squares(torch.stack(tangents), 2) <= _PARALLEL**2 * _row_squares(probes, 2)).any():
+            raise ValueError("a probe is parallel to x; draw x and the probes from generators with another seed each")
+        first, second = (torch.stack(samples, 1) for samples in zip(*map(squares, tangents), strict=True))
+        return factor[:, None] * first, factor[:, None] ** 2 * second
 
 
 def isometry_loss_share(first: Tensor, second: Tensor, mean_first: Tensor, mean_second: Tensor) -> Tensor:
     """Return one part's share of `isometry_loss`, for a batch cut into equal parts over processes or passes.
 
-    The loss of the whole batch is ``N / D²``, with ``D`` and ``N`` the means of all samples; the parts' own ratios do
-    not average to it. Its expansion to first order in the part's means ``Dᵢ``, ``Nᵢ`` about ``D`` and ``N`` does:
+    The loss of the whole batch is ``N / D²``, with ``D`` and ``N`` (``mean_first``, ``mean_second``) the means of all
+    samples; the parts' own ratios do not average to it. Its expansion to first order in the part's means does,
 
-        shareᵢ = (Nᵢ + 2 N (1 − Dᵢ / D)) / D².
+        shareᵢ = (Nᵢ + 2 N (1 − Dᵢ / D)) / D²,
 
-    With ``D`` and ``N`` held constant, the mean over the parts of the shares is the loss, and that of their gradients,
-    ``dN / D² − 2 N dD / D³``, is its gradient; nothing is lost to the expansion.
-
-    Args:
-        first: Samples of ``Tr R`` in this part, of any shape: the first result of `trace_samples`.
-        second: Samples of ``Tr R²`` in this part: the second result.
-        mean_first: ``D``, the mean over all parts, a scalar; taken as a constant.
-        mean_second: ``N``, the mean over all parts, a scalar; taken as a constant.
-
-    Returns:
-        The share, a scalar, differentiable in the parameters through ``first`` and ``second``.
-
-    Note:
-        Unlike a ratio of this part alone, it keeps one scale ``c`` for every part (Eq. 6). For the loss of one part
-        that is the whole, value and gradient are those of the ``"ratio"`` estimator.
+    with ``D`` and ``N`` held constant: the shares' mean is the loss, and that of their gradients is its gradient.
     """
     d, n = mean_first.detach(), mean_second.detach()
     return (second.mean() + 2 * n * (1 - first.mean() / d)) / d.square()
 
 
 def exact_isometry_loss(f: Map, x: Tensor, *, metric: Metric = "stereographic") -> Tensor:
-    """Return the scaled-isometry loss of ``f`` on a batch from dense Jacobians: the oracle for `isometry_loss`.
-
-    Args:
-        f: Map from (B, *S) to (B, *M), row by row.
-        x: Points, (B, *S); no row zero unless the metric is Euclidean.
-        metric: As in `isometry_loss`.
-
-    Returns:
-        ``mean(Tr R²) / mean(Tr R)²`` over the rows, a scalar, differentiable in the parameters of ``f``.
-
-    Raises:
-        ValueError: If the metric is unknown or ``x`` does not fit.
-
-    Note:
-        Costs ``m`` vector-Jacobian products and ``B·m·n`` numbers; for small maps only.
-    """
-    first, second = exact_traces(f, x, metric=metric)
-    return _ratio(first, second)
+    """Return ``mean(Tr R²) / mean(Tr R)²`` over the rows from dense Jacobians: a differentiable oracle."""
+    return _ratio(*exact_traces(f, x, metric=metric))
 
 
 def exact_traces(f: Map, x: Tensor, *, metric: Metric = "stereographic") -> tuple[Tensor, Tensor]:
-    """Return ``Tr R`` and ``Tr R²`` at every row from dense Jacobians: what `exact_isometry_loss` averages.
-
-    Args:
-        f: As in `exact_isometry_loss`.
-        x: As in `exact_isometry_loss`.
-        metric: As in `exact_isometry_loss`.
-
-    Returns:
-        The two traces, (B,) each, differentiable in the parameters of ``f``.
-
-    Raises:
-        ValueError: If the metric is unknown or ``x`` does not fit.
-    """
+    """Return ``Tr R`` and ``Tr R²`` at every row, (B,) each: what `exact_isometry_loss` averages."""
     points, project, factor = _prepare(x, metric)
     with torch.autocast(x.device.type, enabled=False):
-        at_x = Linearisation(lambda z: f(z).to(points.dtype), points)
+        at_x = Linearisation(lambda z: f(z).to(points.dtype), points, checked=True)
         units = torch.eye(at_x.y[0].numel(), dtype=at_x.y.dtype, device=x.device)
         covectors = (u.expand(len(x), -1).reshape(at_x.y.shape) for u in units)
         rows = torch.stack([project(at_x.vjp(u)).flatten(1) for u in covectors], 1)  # J P, (B, m, n)
         gram = rows @ rows.mT  # J P Jᵀ shares its non-zero eigenvalues, hence its traces, with P JᵀJ P
-        return factor * _row_square(rows), factor**2 * _row_square(gram)
+        return factor * _row_squares(rows), factor**2 * _row_squares(gram)
 
 
-def isotropy(loss: Tensor | float, n: int, m: int, *, metric: Metric = "stereographic") -> Tensor | float:
-    """Rescale the loss so that a scaled isometry scores 1 whatever the dimensions: loss times the largest rank of R.
-
-    Args:
-        loss: The scaled-isometry loss.
-        n: Number of inputs, at least 2.
-        m: Number of outputs, at least 1.
-        metric: The metric of the loss: the rank is ``min(n, m)`` for the Euclidean one, ``min(n − 1, m)`` otherwise.
-
-    Returns:
-        ``loss · rank``, at least 1 for the exact loss; 1 is perfect.
-
-    Raises:
-        ValueError: If the metric is unknown, ``n < 2`` or ``m < 1``.
-    """
+def anisotropy(loss: Tensor | float, n: int, m: int, *, metric: Metric = "stereographic") -> Tensor | float:
+    """Rescale the loss of a map ℝⁿ → ℝᵐ by the largest rank of R: a scaled isometry scores 1, all others more."""
     _require_option(metric, Metric, "metric")
     if n < 2 or m < 1:
         raise ValueError(f"n must be at least 2 and m at least 1, got n = {n} and m = {m}")
     return loss * min(n if metric == "euclidean" else n - 1, m)
 
 
-def _prepare(x: Tensor, metric: Metric) -> tuple[Tensor, Callable[[Tensor], Tensor], Tensor]:
-    """Return the points in full precision, the projection ``P`` of the metric and the factor of its ``R``, (B,)."""
+def _prepare(x: Tensor, metric: Metric) -> tuple[Tensor, Projection, Tensor]:
+    """Check x; return it in full precision, the projection ``P`` of the metric and the factor of its ``R``, (B,)."""
     _require_option(metric, Metric, "metric")
     require_batch(x, "x")
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    points = x.to(dtype)
+    points = x.to(torch.promote_types(x.dtype, torch.float32))
     flat = points.detach().flatten(1)
-    factor = torch.ones(len(x), dtype=dtype, device=x.device)
+    factor = torch.ones(len(x), dtype=points.dtype, device=x.device)
     if metric == "chart_identity":
         radius = flat.norm(dim=1)
         factor = conformal_factor(stereographic(flat, radius), radius)
-    if metric == "euclidean":
-        return points, lambda v: v, factor
-    return points, lambda v: project_to_tangent(v, points), factor
+    return points, (lambda v: v) if metric == "euclidean" else tangent_projection(points), factor
 
 
-def _double_backward(f: Map, x: Tensor, project: Callable[[Tensor], Tensor]) -> Squares:
-    """Return ``v ↦ (‖J v‖², ‖P JᵀJ v‖²)`` on one graph of ``f``."""
-    at_x = Linearisation(f, x)
+def _double_backward(f: Map, x: Tensor, project: Projection) -> Squares:
+    at_x = Linearisation(f, x, checked=True)
 
     def squares(v: Tensor) -> tuple[Tensor, Tensor]:
         pushed = at_x.jvp(v)
-        pulled = project(at_x.vjp(pushed))
-        return _row_square(pushed), _row_square(pulled)
+        return _row_squares(pushed), _row_squares(project(at_x.vjp(pushed)))
 
     return squares
 
 
-def _row_square(rows: Tensor) -> Tensor:
-    return rows.flatten(1).square().sum(dim=1)
+def _differences(f: Map, x: Tensor, project: Projection) -> Squares:
+    """Evaluate both squares by central differences, ``D_h(v) = ‖v‖ (f(x + h v̂) − f(x − h v̂)) / 2h = J v + O(h²)``:
+
+        u = D_h(v),    w = P Jᵀ u,    z = D_h(w),    d‖u‖² = 2 ⟨u, dJ v⟩,    d‖w‖² = 2 ⟨z, dJ v⟩ + 2 ⟨u, dJ w⟩.
+
+    Whatever layers draw at random is drawn alike at every evaluation.
+    """  # noqa: D415
+    x = x.detach()
+    devices = [x.device] if x.device.type == "cuda" else []
+    scale = _row_norms(x) * torch.finfo(x.dtype).eps ** (1 / 3)
+    if not scale.all():
+        row = int((scale == 0).flatten().nonzero()[0])
+        raise ValueError(f"x must have no zero row with the differences route, got zero in row {row}")
+
+    def evaluate(z: Tensor) -> Tensor:
+        with torch.random.fork_rng(devices):
+            return f(z)
+
+    def push(v: Tensor, step: float) -> Tensor:
+        norm = _row_norms(v)
+        move = step * scale * v / norm.clamp_min(torch.finfo(v.dtype).tiny)
+        ahead, behind = evaluate(x + move), evaluate(x - move)
+        per_row = (norm / (2 * step * scale)).view(-1, *[1] * (ahead.ndim - 1))
+        return per_row * (ahead - behind)
+
+    def pull(u: Tensor) -> Tensor:
+        with torch.enable_grad():
+            z = x.clone().requires_grad_()
+            y = evaluate(z)
+            require_rows(y, len(x))
+            return torch.autograd.grad(y, z, u, materialize_grads=True)[0]
+
+    def squares(v: Tensor) -> tuple[Tensor, Tensor]:
+        pushed = push(v, _PROBE_STEP)
+        u = pushed.detach()
+        w = project(pull(u))
+        first, second = _row_dots(pushed, pushed), _row_dots(w, w)
+        if torch.is_grad_enabled():
+            pushed_again = push(w, _METRIC_STEP)
+            z = pushed_again.detach()
+            # zero in value; its gradient is that of ‖P JᵀJ v‖²
+            second = second + 2 * _row_dots(z, pushed - u) + 2 * _row_dots(u, pushed_again - z)
+        return first, second
+
+    return squares
+
+
+def _row_squares(rows: Tensor, start: int = 1) -> Tensor:
+    return rows.flatten(start).square().sum(dim=-1)
+
+
+def _row_dots(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).flatten(1).sum(dim=1)
+
+
+def _row_norms(rows: Tensor) -> Tensor:
+    """Return (B, 1, …), to be multiplied with the rows."""
+    return rows.flatten(1).norm(dim=1).view(-1, *[1] * (rows.ndim - 1))
 
 
 def _ratio(first: Tensor, second: Tensor) -> Tensor:
@@ -317,16 +256,8 @@ def _per_row(first: Tensor, second: Tensor) -> Tensor:
     return (second.mean(dim=1) / first.mean(dim=1).square()).mean()
 
 
-_ROUTES: dict[str, Callable[[Map, Tensor, Callable[[Tensor], Tensor]], Squares]] = {
-    "double_backward": _double_backward,
-    "differences": DifferenceSquares,
-}
-_ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "ratio": _ratio,
-    "per_row": _per_row,
-    "unbiased": _unbiased,
-    "jackknife": _jackknife,
-}
+_ROUTES = {"double_backward": _double_backward, "differences": _differences}
+_ESTIMATORS = {"ratio": _ratio, "per_row": _per_row, "unbiased": _unbiased, "jackknife": _jackknife}
 
 
 def _require_option(value: str, options: object, name: str) -> None:

@@ -5,133 +5,84 @@ callable ``x ↦ ∇ log p_σ(x)``. By Tweedie's formula and its derivative,
 
     s(x) = (E[x₀|x] − x) / σ²,        J(x) = ∂s/∂x = −I/σ² + Cov[x₀|x]/σ⁴,
 
-so that ``Ĵ = −σ²J`` is near 1 along normals of the manifold and near 0 along its tangents. Here are what all such
-scores share, and the two kinds that need no special function: data in a linear subspace, and points with weights.
-Curves, circles and spheres are in `manifold_scores`. Everything is differentiable as often as needed, at the precision
-of ``x``.
+so that ``Ĵ = −σ²J`` is near 1 along normals of the manifold and near 0 along its tangents. Everything is
+differentiable as often as needed, at the precision of ``x``.
 """
 
 from __future__ import annotations
 
-import abc
 import dataclasses
 import math
 
 import torch
+from scipy.optimize import brentq
 from torch import Tensor
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class AnalyticScore(abc.ABC):
-    """A score ``∇ log p_σ`` in closed form, with its density, its samples and the manifold behind it.
+class AnalyticScore:
+    """A score ``∇ log p_σ`` in closed form, with its density, its samples and the manifold behind it; σ > 0.
 
-    Attributes:
-        sigma: Standard deviation σ > 0 of the noise a coordinate, in the units of x.
-
-    Raises:
-        ValueError: If σ is not a positive finite number; on calls, if ``x`` is not a floating-point (M, d).
+    A subclass gives the ``dimension`` d and, for x of shape (M, d), the four functions that begin with an underscore.
     """
 
     sigma: float
 
     def __post_init__(self) -> None:
-        """Refuse what is no standard deviation."""
-        if not (self.sigma > 0 and math.isfinite(self.sigma)):
+        if not 0 < self.sigma < math.inf:
             raise ValueError(f"sigma must be a positive finite number, got {self.sigma}")
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the score ∇ log p_σ(x), (M, d) → (M, d)."""
-        self._require(x)
-        return self._score(x)
+        return self._score(self._points(x))
 
     def log_density(self, x: Tensor) -> Tensor:
         """Return log p_σ(x), normalised, (M, d) → (M,)."""
-        self._require(x)
-        return self._log_density(x)
+        return self._log_density(self._points(x))
 
     def distance(self, x: Tensor) -> Tensor:
         """Return the distance to the clean manifold, (M, d) → (M,)."""
-        self._require(x)
-        return self._distance(x)
+        return self._distance(self._points(x))
 
     def sample(self, n: int, generator: torch.Generator | None = None, *, clean: bool = False) -> Tensor:
-        """Draw n points of p_σ, or of the clean data; (n, d) in float64.
-
-        Args:
-            n: How many, at least 1.
-            generator: Source of randomness; torch's global one if not given. Noisy points are the clean ones of the
-                same generator plus noise.
-            clean: Leave the noise out.
-
-        Returns:
-            Points, one a row.
-
-        Raises:
-            ValueError: If ``n < 1``.
-        """
+        """Draw n points of p_σ, (n, d) in float64: the clean ones of the same generator plus noise."""
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
         points = self._draw(n, generator)
-        if clean:
-            return points
-        return points + self.sigma * torch.randn(points.shape, generator=generator, dtype=points.dtype)
+        noise = 0 if clean else self.sigma * torch.randn(points.shape, generator=generator, dtype=points.dtype)
+        return points + noise
 
     def with_sigma(self, sigma: float) -> AnalyticScore:
-        """Return the score of the same clean data at another noise level: for continuation from high to low noise."""
+        """Return the score of the same clean data at another noise level."""
         return dataclasses.replace(self, sigma=sigma)
 
-    def _require(self, x: Tensor) -> None:
+    def _points(self, x: Tensor) -> Tensor:
         # no check of values: it would break under vmap, and NaN comes out as NaN
         if x.ndim != 2 or x.shape[1] != self.dimension or not x.is_floating_point():
-            raise ValueError(
-                f"x must be a floating-point tensor of shape (M, {self.dimension}), got {x.dtype} {tuple(x.shape)}"
-            )
-
-    @property
-    @abc.abstractmethod
-    def dimension(self) -> int:
-        """Dimension d of the space."""
-
-    @abc.abstractmethod
-    def _score(self, x: Tensor) -> Tensor: ...
-
-    @abc.abstractmethod
-    def _log_density(self, x: Tensor) -> Tensor: ...
-
-    @abc.abstractmethod
-    def _distance(self, x: Tensor) -> Tensor: ...
-
-    @abc.abstractmethod
-    def _draw(self, n: int, generator: torch.Generator | None) -> Tensor: ...
+            shape = f"(M, {self.dimension})"
+            raise ValueError(f"x must be a floating-point tensor of shape {shape}, got {x.dtype} {tuple(x.shape)}")
+        return x
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class LowRankGaussian(AnalyticScore):
-    """Gaussian data in a linear subspace, plus noise: ``Σ = α² U Λ Uᵀ + σ² I`` and ``s = −Σ⁻¹ x``.
+    """Gaussian data in a linear subspace, plus noise: ``Σ = U Λ Uᵀ + σ² I`` and ``s = −Σ⁻¹ x``.
 
-    ``J = −Σ⁻¹`` is constant, and ``Ĵ`` has the eigenvalue ``σ²/(α²λᵢ + σ²)`` on tangents and 1 on normals.
-
-    Attributes:
-        basis: U, orthonormal columns, (d, k).
-        variances: Diagonal of Λ, positive, (k,).
-        alpha: Scale α of the clean data, 1 unless the process shrinks them.
+    ``J = −Σ⁻¹`` is constant, and ``Ĵ`` has the eigenvalue ``σ²/(λᵢ + σ²)`` on tangents and 1 on normals. ``basis`` is U
+    with orthonormal columns, (d, k), and ``variances`` the diagonal of Λ, positive, (k,).
     """
 
     basis: Tensor
     variances: Tensor
-    alpha: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse a basis that is not orthonormal, variances that do not fit, and α that is not positive."""
         super().__post_init__()
         gram = self.basis.mT @ self.basis
-        if not torch.allclose(gram, torch.eye(len(gram)).to(gram), atol=1e-6):
-            off = (gram - torch.eye(len(gram)).to(gram)).abs().max()
+        if not torch.allclose(gram, identity := torch.eye(len(gram)).to(gram), atol=1e-6):
+            off = (gram - identity).abs().max()
             raise ValueError(f"basis must have orthonormal columns, (d, k); UᵀU differs from I by {off:.3g}")
         if self.variances.shape != (len(gram),) or not (self.variances > 0).all():
             raise ValueError(f"variances must be {len(gram)} positive numbers, got {self.variances}")
-        if not self.alpha > 0:
-            raise ValueError(f"alpha must be positive, got {self.alpha}")
 
     @property
     def dimension(self) -> int:
@@ -139,11 +90,11 @@ class LowRankGaussian(AnalyticScore):
         return len(self.basis)
 
     def _score(self, x: Tensor) -> Tensor:
-        basis, signal = self.basis.to(x), self._signal(x)
+        basis, signal = self.basis.to(x), self.variances.to(x)
         return (x @ basis * (signal / (signal + self.sigma**2)) @ basis.mT - x) / self.sigma**2
 
     def _log_density(self, x: Tensor) -> Tensor:
-        d, signal = self.dimension, self._signal(x)
+        d, signal = self.dimension, self.variances.to(x)
         volume = (signal + self.sigma**2).log().sum() + (d - len(signal)) * math.log(self.sigma**2)
         return (x * self._score(x)).sum(1) / 2 - (d * math.log(2 * math.pi) + volume) / 2
 
@@ -152,23 +103,15 @@ class LowRankGaussian(AnalyticScore):
 
     def _draw(self, n: int, generator: torch.Generator | None) -> Tensor:
         z = torch.randn(n, len(self.variances), generator=generator, dtype=torch.float64)
-        return (z * self._signal(z).sqrt()) @ self.basis.mT.to(z)
-
-    def _signal(self, x: Tensor) -> Tensor:
-        return self.alpha**2 * self.variances.to(x)
+        return (z * self.variances.to(z).sqrt()) @ self.basis.mT.to(z)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class GaussianMixture(AnalyticScore):
     """Weighted points plus noise: ``p_σ = Σᵢ wᵢ N(mᵢ, σ²I)`` and ``s = (Σᵢ πᵢ(x) mᵢ − x) / σ²``.
 
-    ``πᵢ(x) ∝ wᵢ exp(−‖x − mᵢ‖²/2σ²)`` are the posterior weights. With ``edges`` the points are those of a curve.
-
-    Attributes:
-        means: m, (k, d).
-        weights: w, not negative, (k,); scaled to sum to 1. Equal if not given.
-        edges: Pairs of neighbouring means, (e, 2): the manifold is then made of the segments between them, and
-            neighbours may be no further apart than σ. Without edges it is the set of means.
+    ``πᵢ(x) ∝ wᵢ exp(−‖x − mᵢ‖²/2σ²)`` are the posterior weights, w ≥ 0, (k,), scaled to sum to 1. The manifold is the
+    set of means, (k, d), or made of the segments between pairs of them, ``edges``, (e, 2), no longer than σ.
     """
 
     means: Tensor
@@ -176,19 +119,15 @@ class GaussianMixture(AnalyticScore):
     edges: Tensor | None = None
 
     def __post_init__(self) -> None:
-        """Refuse shapes and weights that do not fit, and curves whose points would show as single modes."""
         super().__post_init__()
         if self.means.ndim != 2 or not len(self.means) or not torch.isfinite(self.means).all():
             raise ValueError(f"means must be finite, (k, d) with k ≥ 1; got shape {tuple(self.means.shape)}")
-        weights = self.weights
-        if weights is not None and (
-            weights.shape != self.means.shape[:1] or not ((weights >= 0).all() and 0 < weights.sum() < math.inf)
-        ):
-            raise ValueError(f"weights must be {len(self.means)} numbers ≥ 0, not all of them 0; got {weights}")
+        w = self.weights
+        if w is not None and not (w.shape == self.means.shape[:1] and (w >= 0).all() and 0 < w.sum() < math.inf):
+            raise ValueError(f"weights must be {len(self.means)} numbers ≥ 0, not all of them 0; got {w}")
         if self.edges is not None and (spacing := self._segments[1].norm(dim=1).max()) > self.sigma:
             raise ValueError(
-                f"sigma must be at least the spacing of the points of a curve, {spacing:.3g}, as the noise does not "
-                f"bridge wider gaps; got {self.sigma}: give more points"
+                f"sigma must be at least the spacing of the points of a curve, {spacing:.3g}; got {self.sigma}"
             )
 
     @property
@@ -225,3 +164,123 @@ class GaussianMixture(AnalyticScore):
     def _segments(self) -> tuple[Tensor, Tensor]:
         start, end = self.means[self.edges].unbind(1)
         return start, end - start
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class NoisyShell(AnalyticScore):
+    """Uniform data on the unit circle (d = 2) or sphere (d = 3), plus noise: the score is radial, ``s = f(r) r̂``.
+
+    With ``κ = r/σ²`` and the mean cosine ``A(κ)`` of a von Mises–Fisher law,
+
+        f(r) = (A(κ) − r)/σ²,        A = I₁/I₀ (d = 2),        A = coth κ − 1/κ (d = 3).
+
+    ``J`` has the eigenvalue ``f′ = (A′/σ² − 1)/σ²`` along the radius and ``f/r`` on tangents, which vanishes on the
+    *ridge*, where ``f = 0``: inside the sphere, and for large noise at the origin.
+    """
+
+    shell_dimension: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shell_dimension not in (2, 3):
+            raise ValueError(f"shell_dimension must be 2 (a circle) or 3 (a sphere), got {self.shell_dimension}")
+
+    @property
+    def dimension(self) -> int:
+        """Dimension d of the space."""
+        return self.shell_dimension
+
+    @property
+    def ridge_radius(self) -> float:
+        """Radius r* of the ridge, where the density is largest; 0 if σ ≥ 1/√d, as the noise then fills the hole."""
+        if self.sigma >= 1 / math.sqrt(self.dimension):
+            return 0.0
+        unit = torch.eye(1, self.dimension, dtype=torch.float64)
+        return brentq(lambda r: float(self(unit * r)[0, 0]), 1e-9, 1.0, xtol=1e-15, rtol=1e-15)
+
+    def _score(self, x: Tensor) -> Tensor:
+        pull = (1 / self.sigma**2) ** 2 * _mean_cosine(self._squared_kappa(x), self.dimension)
+        return x * (pull - 1 / self.sigma**2)[:, None]
+
+    def _log_density(self, x: Tensor) -> Tensor:
+        decay = (x.square().sum(1) + 1) / (2 * self.sigma**2)
+        volume = self.dimension * math.log(2 * math.pi * self.sigma**2) / 2
+        return _log_mean_exponential(self._squared_kappa(x), self.dimension) - decay - volume
+
+    def _squared_kappa(self, x: Tensor) -> Tensor:
+        return x.square().sum(1) * (1 / self.sigma**2) ** 2
+
+    def _distance(self, x: Tensor) -> Tensor:
+        return (x.norm(dim=1) - 1).abs()
+
+    def _draw(self, n: int, generator: torch.Generator | None) -> Tensor:
+        z = torch.randn(n, self.dimension, generator=generator, dtype=torch.float64)
+        return z / z.norm(dim=1, keepdim=True)
+
+
+def _log_mean_exponential(q: Tensor, d: int) -> Tensor:
+    """Return log c(κ) of q = κ², with c the mean of exp(κ cos) over S^{d−1}: I₀ for d = 2, sinh κ/κ for d = 3."""
+    small, kappa = _split(q)
+    tail = torch.special.i0e(kappa).log() if d == 2 else (-torch.expm1(-2 * kappa) / (2 * kappa)).log()
+    return torch.where(small, _series(q, d, derivative=False).log(), kappa + tail)
+
+
+def _mean_cosine(q: Tensor, d: int) -> Tensor:
+    """Return A(κ)/κ = 2 ∂log c/∂q of q = κ², which runs from 1/d at 0 to 0 at infinity."""
+    small, kappa = _split(q)
+    cosine = torch.special.i1e(kappa) / torch.special.i0e(kappa) if d == 2 else 1 / kappa.tanh() - 1 / kappa
+    return torch.where(small, 2 * _series(q, d, derivative=True) / _series(q, d, derivative=False), cosine / kappa)
+
+
+def _split(q: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where the power series serves, and κ elsewhere: it has no derivative in x at the origin."""
+    return q < 1, torch.where(q < 1, 1.0, q).sqrt()
+
+
+def _series(q: Tensor, d: int, *, derivative: bool) -> Tensor:
+    """Return c = ₀F₁(d/2; q/4), or ∂c/∂q, for q < 1 to the last digit (DLMF 16.2.1, 10.39.9)."""
+    term = coefficient = torch.ones_like(q)
+    q = torch.where(q < 1, q, 0.0)
+    total = torch.zeros_like(q) if derivative else term
+    for k in range(1, 12):
+        coefficient = coefficient / (4 * k * (d / 2 + k - 1))
+        total = total + coefficient * (k * q ** (k - 1) if derivative else q**k)
+    return total
+
+
+def curve(points: Tensor, *, sigma: float, weights: Tensor | None = None, closed: bool = False) -> GaussianMixture:
+    """Return the score of noisy data on a curve through points, (k, d), a `GaussianMixture` whose modes have merged.
+
+    Points are in order, and at equal distances for a uniform density; ``weights``, (k,), are the density along the
+    curve. Between points at distance h ≤ σ the density ripples by a share of 2 exp(−2π²σ²/h²) < 1e-8, outside a bend
+    by more. The ``distance`` is that to the polygon.
+    """
+    k = len(points)
+    if points.ndim != 2 or k < 2:
+        raise ValueError(f"points must be at least two, (k, d); got shape {tuple(points.shape)}")
+    edges = torch.stack([torch.arange(k), torch.arange(1, k + 1) % k], 1)
+    return GaussianMixture(means=points, sigma=sigma, weights=weights, edges=edges if closed else edges[:-1])
+
+
+def c_arc(sigma: float) -> GaussianMixture:
+    """Return noisy data on the unit circle but for a gap on the right, |angle| < 50°: the letter C."""
+    return curve(_circle(math.radians(50), math.radians(310), 400), sigma=sigma)
+
+
+def two_moons(sigma: float) -> GaussianMixture:
+    """Return noisy data on two half circles, (cos t, sin t), whose means come first, and (1 − cos t, ½ − sin t)."""
+    upper = curve(_circle(0, math.pi, 300), sigma=sigma)
+    lower = torch.tensor([1.0, 0.5], dtype=torch.float64) - upper.means
+    edges = torch.cat([upper.edges, upper.edges + len(lower)])
+    return GaussianMixture(means=torch.cat([upper.means, lower]), sigma=sigma, edges=edges)
+
+
+def helix(sigma: float) -> GaussianMixture:
+    """Return noisy data on (cos t, sin t, t/2π), |t| ≤ 3π/2, a curve in ℝ³ of constant curvature."""
+    turn = math.pi * 1.5 * torch.linspace(-1, 1, 600, dtype=torch.float64)
+    return curve(torch.stack([turn.cos(), turn.sin(), turn / (2 * math.pi)], 1), sigma=sigma)
+
+
+def _circle(start: float, end: float, num_points: int) -> Tensor:
+    turn = torch.linspace(start, end, num_points, dtype=torch.float64)
+    return torch.stack([turn.cos(), turn.sin()], 1)

@@ -1,176 +1,101 @@
 r"""The sphere that Gaussian noise lives on: its radius, a chart, its tangent spaces, and curves upon it.
 
-For ``x ~ N(0, Iₙ)`` the norm concentrates at ``r ≈ √n`` with a spread of about ``1/√2`` whatever ``n``, so noise is, to
-good approximation, a point of the sphere ``S(r)`` in ℝⁿ. Throughout, ``x`` is a point of ℝⁿ with ``‖x‖ = r``,
-``x̂ = x / ‖x‖``, ``x'`` its first ``n − 1`` coordinates, and ``z`` in ℝⁿ⁻¹ its stereographic coordinates,
+The norm of ``x ~ N(0, Iₙ)`` concentrates at ``r ≈ √n``, spread by about ``1/√2`` whatever ``n``. Here ``‖x‖ = r``,
+``x̂ = x / ‖x‖``, ``x'`` holds the first ``n − 1`` coordinates of ``x``, and ``z`` in ℝⁿ⁻¹ are its stereographic
+coordinates from the pole ``(0, …, 0, r)``, with the sphere's metric there (Eq. 3 of Hahm et al. 2024),
 
-    z = Π(x) = r x' / (r − xₙ),        G(z) = 4 r⁴ / (‖z‖² + r²)² · I,
+    z = Π(x) = r x' / (r − xₙ),        G(z) = 4 r⁴ / (‖z‖² + r²)² · I.
 
-the projection from the pole ``(0, …, 0, r)`` and the metric of the sphere in that chart (Eq. 3 of Hahm et al. 2024).
+Eq. 2 of the paper prints the chart without the factor ``r``; its metric would be ``4 r² / (1 + ‖z‖²)² · I``.
 
-Note:
-    Eq. 2 of the paper prints the chart as ``x' / (r − xₙ)``, whose metric would be ``4 r² / (1 + ‖z‖²)² · I``. The
-    metric of Eq. 3, used here, belongs to the chart that carries the factor ``r``.
+A step of arc length γ, in the units of x, along a unit tangent vector d is the exponential map
+``cos(γ/r) x + r sin(γ/r) d``. A radius, γ or t is a number or one per row, (B,).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 # Coefficients of E‖x‖ / √n in powers of 1/n, from Stirling's series of the log-gamma function (DLMF 5.11.13).
 _RADIUS_SERIES = (1.0, -1 / 4, 1 / 32, 5 / 128, -21 / 2048, -399 / 8192)
-_LARGEST_GAMMA = 300  # math.gamma overflows above 171, that is for n above 341
 
 
 def expected_radius(n: int) -> float:
-    r"""Return the mean distance of Gaussian noise from the origin, ``E‖x‖`` for ``x ~ N(0, Iₙ)``.
-
-    ``E‖x‖ = √2 Γ((n+1)/2) / Γ(n/2)``, the mean of the chi law. Differences of log-gamma values lose digits as ``n``
-    grows (they are of size ``n log n``), so large ``n`` uses the asymptotic series of the same quotient.
-
-    Args:
-        n: Dimension, an integer of at least 2.
-
-    Returns:
-        The radius, to about 1e-15 relative for every ``n``.
-
-    Raises:
-        TypeError: If ``n`` is not an integer.
-        ValueError: If ``n < 2``.
-    """
+    """Return the mean norm of noise in ℝⁿ, ``E‖x‖ = √2 Γ((n+1)/2) / Γ(n/2)``, to 1e-15 for every n ≥ 2."""
     if isinstance(n, bool) or not isinstance(n, int):
         raise TypeError(f"n must be an integer of at least 2, got {n!r}")
     if n < 2:
-        raise ValueError(f"n must be at least 2, as noise in fewer dimensions has no sphere to live on; got {n}")
-    if n <= _LARGEST_GAMMA:
+        raise ValueError(f"n must be at least 2, got {n}")
+    if n <= 300:  # math.gamma overflows for n above 341
         return math.sqrt(2.0) * math.gamma((n + 1) / 2) / math.gamma(n / 2)
+    # differences of log-gamma values, of size n log n, would lose digits
     return math.sqrt(n) * sum(c * float(n) ** -k for k, c in enumerate(_RADIUS_SERIES))
 
 
 def stereographic(x: Tensor, radius: float | Tensor) -> Tensor:
-    """Map points of the sphere to the plane, ``z = r x' / (r − xₙ)``.
-
-    Args:
-        x: Points with ``‖x‖ = radius``, (B, n) with ``n ≥ 2``.
-        radius: Radius of the sphere, a positive number or one per row, (B,).
-
-    Returns:
-        Chart coordinates ``z``, (B, n − 1).
-
-    Raises:
-        ValueError: If ``x`` is not of rank 2, has ``n < 2``, holds NaN or infinity, lies off the sphere (beyond the
-            square root of the machine precision) or at the pole ``(0, …, 0, r)``, or if ``radius`` does not fit.
-    """
+    """Map points of the sphere, exact to √ε, to the plane, ``z = r x' / (r − xₙ)``, (B, n) → (B, n − 1)."""
     _require_points(x, "x", minimum=2)
-    r = _column(radius, x)
+    r = _radius(radius, x)
+    eps = torch.finfo(x.dtype).eps
     off = (x.norm(dim=1, keepdim=True) / r - 1).abs().max().item()
-    if off > math.sqrt(torch.finfo(x.dtype).eps):
-        raise ValueError(
-            f"x must lie on the sphere of the given radius; its norm is off by up to {off:.3g} of the radius"
-        )
+    if off > math.sqrt(eps):
+        raise ValueError(f"x must lie on the sphere of the given radius; its norm is off by up to {off:.3g} of it")
     height = r - x[:, -1:]
     # Rounding can put the pole an ulp inside the sphere, where the quotient is finite but meaningless.
-    if (height <= 4 * torch.finfo(x.dtype).eps * r).any():
+    if (height <= 4 * eps * r).any():
         raise ValueError("x must not hold the pole (0, …, 0, r), which the stereographic chart sends to infinity")
     return r * x[:, :-1] / height
 
 
 def inverse_stereographic(z: Tensor, radius: float | Tensor) -> Tensor:
-    """Map chart coordinates back to the sphere, ``x = r (2 r z, ‖z‖² − r²) / (‖z‖² + r²)``.
-
-    Args:
-        z: Chart coordinates, (B, n − 1).
-        radius: Radius of the sphere, a positive number or one per row, (B,).
-
-    Returns:
-        Points of the sphere, (B, n).
-
-    Raises:
-        ValueError: If ``z`` is not of rank 2, is empty or holds NaN or infinity, or if ``radius`` does not fit.
-    """
+    """Map chart coordinates back, ``x = r (2 r z, ‖z‖² − r²) / (‖z‖² + r²)``, (B, n − 1) → (B, n)."""
     _require_points(z, "z", minimum=1)
-    r = _column(radius, z)
+    r = _radius(radius, z)
     square = z.square().sum(dim=1, keepdim=True)
     return r * torch.cat([2 * r * z, square - r**2], dim=1) / (square + r**2)
 
 
 def conformal_factor(z: Tensor, radius: float | Tensor) -> Tensor:
-    """Return the factor ``4 r⁴ / (‖z‖² + r²)²`` by which the chart's metric scales the flat one (Eq. 3).
-
-    Args:
-        z: Chart coordinates, (B, n − 1).
-        radius: Radius of the sphere, a positive number or one per row, (B,).
-
-    Returns:
-        ``G`` at each point, (B,), between 0 (at the pole) and 4 (opposite it).
-
-    Raises:
-        ValueError: As `inverse_stereographic`.
-    """
+    """Return ``4 r⁴ / (‖z‖² + r²)²``, by which the chart's metric scales the flat one (Eq. 3), (B, n − 1) → (B,)."""
     _require_points(z, "z", minimum=1)
-    r = _column(radius, z)
+    r = _radius(radius, z)
     return (4 * r**4 / (z.square().sum(dim=1, keepdim=True) + r**2) ** 2).squeeze(1)
 
 
 def project_to_tangent(v: Tensor, x: Tensor) -> Tensor:
-    """Remove the radial part of a vector, ``v − (v·x̂) x̂``: what is left is tangent to the sphere at ``x``.
-
-    Args:
-        v: Vectors, (B, *S).
-        x: Points to be tangent at, (B, *S), none of them zero.
-
-    Returns:
-        Tangent vectors, (B, *S).
-
-    Raises:
-        ValueError: If the shapes differ, the rank is below 2, or ``x`` holds zero rows, NaN or infinity.
-    """
+    """Remove the radial part of vectors, ``v − (v·x̂) x̂``, for v and x of one shape (B, *S), no row of x zero."""
     require_batch(x, "x")
     require_same_shape(v, x, "v", "x")
+    return tangent_projection(x)(v)
+
+
+def tangent_projection(x: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return `project_to_tangent` at x, to be applied often: only zero rows are refused, and only here."""
     unit = _unit(x.flatten(1), "x")
-    flat = v.flatten(1)
-    return (flat - (flat * unit).sum(dim=1, keepdim=True) * unit).reshape(v.shape)
+
+    def project(v: Tensor) -> Tensor:
+        flat = v.flatten(1)
+        return (flat - (flat * unit).sum(dim=1, keepdim=True) * unit).reshape(v.shape)
+
+    return project
 
 
 def lerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
-    """Interpolate along the chord, ``(1 − t) a + t b``.
-
-    Args:
-        a: Start, (B, *S).
-        b: End, (B, *S).
-        t: Position, 0 at ``a`` and 1 at ``b``; a number or one per row, (B,).
-
-    Returns:
-        Points of the chord, (B, *S).
-
-    Raises:
-        ValueError: If shapes do not fit or values are not finite.
-    """
+    """Interpolate along the chord, ``(1 − t) a + t b``, for a, b (B, *S)."""
     flat_a, flat_b, position = _endpoints(a, b, t)
     return ((1 - position) * flat_a + position * flat_b).reshape(a.shape).to(a.dtype)
 
 
 def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
-    """Interpolate along the great arc, and between the two radii (Shoemake 1985).
+    """Interpolate along the great arc, and between the two radii (Shoemake 1985), for a, b (B, *S).
 
     With ``θ`` the angle between ``a`` and ``b`` and ``q`` the unit vector of their plane orthogonal to ``â``, the path
-    is ``((1 − t)‖a‖ + t‖b‖) (cos(tθ) â + sin(tθ) q)``. Collinear input has ``θ = 0`` and needs no ``q``. Antipodal
-    input has no unique arc: ``q`` is then the coordinate axis least aligned with ``a``, made orthogonal to it, so the
-    answer is deterministic. Gradients are finite everywhere.
-
-    Args:
-        a: Start, (B, *S), no row zero.
-        b: End, (B, *S), no row zero.
-        t: Position, 0 at ``a`` and 1 at ``b``; a number or one per row, (B,).
-
-    Returns:
-        Points of the arc, (B, *S), in the precision of ``a``; computed in float32 or better.
-
-    Raises:
-        ValueError: If shapes do not fit, values are not finite, or a row is zero.
+    is ``((1 − t)‖a‖ + t‖b‖) (cos(tθ) â + sin(tθ) q)``. Antipodal input has no unique arc: ``q`` is then the axis least
+    aligned with ``a``, made orthogonal to it. Gradients are finite everywhere; half precision is computed in float32.
     """
     flat_a, flat_b, position = _endpoints(a, b, t)
     eps = torch.finfo(flat_a.dtype).eps
@@ -198,14 +123,75 @@ def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
     return (radius * (along * unit_a + sideways * across)).reshape(a.shape).to(a.dtype)
 
 
+def move(x: Tensor, direction: Tensor, gamma: float | Tensor) -> Tensor:
+    """Step the arc length γ, from −πr to πr, along the great circle: ``cos(γ/r) x + r sin(γ/r) d``, x (B, *S).
+
+    What of a direction, (B, *S), is radial is removed, and the rest scaled to the unit vector d.
+    """
+    require_same_shape(direction, x, "direction", "x")
+    return combine(x, direction[:, None], _column(torch.as_tensor(gamma), x, "gamma").expand(len(x), 1))
+
+
+def combine(x: Tensor, directions: Tensor, gammas: Sequence[float] | Tensor) -> Tensor:
+    """Step along the one arc of the tangent vector Σᵢ γᵢ dᵢ, as long as that vector and at most πr.
+
+    ``directions`` are (B, k, *S), each made a unit tangent vector; ``gammas`` (k,) for all rows or (B, k). Steps along
+    orthogonal directions, one after the other, commute to first order only.
+    """
+    require_batch(x, "x")
+    vectors = _vectors(directions, x)
+    flat = x.flatten(1).to(vectors.dtype)
+    radial, tangent = _unit(flat, "x")[:, None], vectors
+    for _ in range(2):  # the second time removes what rounding left of a long radial part
+        tangent = tangent - (tangent @ radial.mT) * radial
+    length, whole = tangent.norm(dim=2, keepdim=True), vectors.norm(dim=2, keepdim=True)
+    if not (length > math.sqrt(torch.finfo(vectors.dtype).eps) * whole).all():  # false for zero and for NaN
+        raise ValueError("direction must have a part tangent at x; got one that is zero, radial or not finite")
+    each, all_rows = tuple(vectors.shape[:2]), tuple(vectors.shape[1:2])
+    weights = torch.as_tensor(gammas, dtype=vectors.dtype, device=x.device)
+    if weights.shape not in (all_rows, each):
+        raise ValueError(f"gammas must have shape {all_rows} or {each}; got {tuple(weights.shape)}")
+    step = (weights.expand(each)[..., None] * (tangent / length)).sum(1)
+    radius, arc = flat.norm(dim=1, keepdim=True), step.norm(dim=1, keepdim=True)
+    if not (arc <= math.pi * radius * (1 + 1e-6)).all():  # false for NaN
+        raise ValueError(
+            f"gamma must be finite and at most half a great circle, π‖x‖ = {math.pi * radius.min():.4g}; "
+            f"got an arc of length {arc.max():.4g}"
+        )
+    angle = arc / radius
+    return (torch.cos(angle) * flat + torch.sinc(angle / math.pi) * step).reshape(x.shape).to(x.dtype)
+
+
+def transport(direction: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Carry vectors tangent at x, (B, *S) or several a row, (B, k, *S), to y along the shorter great arc, in parallel.
+
+    On tangent vectors that is the reflection ``P v = v − 2 (v·s) s / ‖s‖²``, ``s = x̂ + ŷ``: norms and angles are kept,
+    and P y→x undoes P x→y. The radii may differ. Refused are vectors more than a thousandth radial, and opposite points
+    (within 0.001 rad).
+    """
+    require_pair(x, y, "x", "y")
+    vectors = _vectors(direction, x)
+    unit_x, unit_y = (_unit(p.flatten(1).to(vectors.dtype), name)[:, None] for p, name in ((x, "x"), (y, "y")))
+    tiny = torch.finfo(vectors.dtype).tiny
+    slope = ((vectors @ unit_x.mT).abs() / vectors.norm(dim=2, keepdim=True).clamp_min(tiny)).max()
+    if not slope <= 1e-3:  # false for NaN
+        raise ValueError(
+            f"direction must be tangent at x; {slope:.3g} of its length is radial: apply project_to_tangent first"
+        )
+    between = unit_x + unit_y
+    square = between.square().sum(2, keepdim=True)
+    if (square < 1e-6).any():
+        raise ValueError("y must not be opposite to x, as no great arc between them is the shorter one")
+    carried = vectors - 2 * (vectors @ between.mT) * between / square
+    return carried.reshape(direction.shape).to(direction.dtype)
+
+
 def require_batch(x: Tensor, name: str) -> None:
     """Refuse anything but a finite floating-point batch (B, *S) with at least two numbers a row."""
     if not x.is_floating_point():
         raise ValueError(f"{name} must be a floating-point tensor, got {x.dtype}")
     if x.ndim < 2 or x.shape[0] == 0:
-        raise ValueError(
-            f"{name} must be a non-empty batch of shape (B, *S), rank 2 or more; got shape {tuple(x.shape)}"
-        )
+        raise ValueError(f"{name} must be a non-empty batch (B, *S), rank 2 or more; got shape {tuple(x.shape)}")
     if x[0].numel() < 2:
         raise ValueError(f"{name} must have at least n = 2 dimensions a row, got shape {tuple(x.shape)}")
     _require_finite(x, name)
@@ -217,11 +203,17 @@ def require_same_shape(a: Tensor, b: Tensor, name_a: str, name_b: str) -> None:
         raise ValueError(f"{name_a} must have the shape of {name_b}, {tuple(b.shape)}; got {tuple(a.shape)}")
 
 
+def require_pair(a: Tensor, b: Tensor, name_a: str = "a", name_b: str = "b") -> None:
+    """Refuse anything but two finite floating-point batches of one shape (B, *S)."""
+    require_batch(a, name_a)
+    require_batch(b, name_b)
+    require_same_shape(b, a, name_b, name_a)
+
+
 def _require_points(x: Tensor, name: str, *, minimum: int) -> None:
-    if x.ndim != 2 or len(x) == 0:
-        raise ValueError(f"{name} must be of rank 2, one point a row and at least one; got shape {tuple(x.shape)}")
-    if x.shape[1] < minimum:
-        raise ValueError(f"{name} must have at least {minimum} columns, got shape {tuple(x.shape)}")
+    if x.ndim != 2 or len(x) == 0 or x.shape[1] < minimum:
+        need = f"of rank 2, at least {minimum} columns, one point a row and at least one"
+        raise ValueError(f"{name} must be {need}; got shape {tuple(x.shape)}")
     _require_finite(x, name)
 
 
@@ -230,14 +222,18 @@ def _require_finite(x: Tensor, name: str) -> None:
         raise ValueError(f"{name} must be finite, got {int((~torch.isfinite(x)).sum())} NaN or infinite values")
 
 
-def _column(radius: float | Tensor, x: Tensor) -> Tensor:
-    """Return the radius as a (B, 1) or scalar tensor in the precision of ``x``."""
-    r = torch.as_tensor(radius, dtype=x.dtype, device=x.device)
-    if r.ndim > 1 or (r.ndim == 1 and len(r) != len(x)):
-        raise ValueError(f"radius must be a number or of shape ({len(x)},), got shape {tuple(r.shape)}")
-    if not bool((torch.isfinite(r) & (r > 0)).all()):
+def _column(value: Tensor, x: Tensor, name: str) -> Tensor:
+    """Return a number or one per row as a tensor (1, 1) or (B, 1)."""
+    if value.ndim > 1 or (value.ndim == 1 and len(value) != len(x)):
+        raise ValueError(f"{name} must be a number or of shape ({len(x)},), got shape {tuple(value.shape)}")
+    return value.reshape(-1, 1)
+
+
+def _radius(radius: float | Tensor, x: Tensor) -> Tensor:
+    r = _column(torch.as_tensor(radius, dtype=x.dtype, device=x.device), x, "radius")
+    if not (torch.isfinite(r) & (r > 0)).all():
         raise ValueError(f"radius must be positive and finite, got {radius!r}")
-    return r.reshape(-1, 1)
+    return r
 
 
 def _unit(flat: Tensor, name: str) -> Tensor:
@@ -249,12 +245,21 @@ def _unit(flat: Tensor, name: str) -> Tensor:
 
 def _endpoints(a: Tensor, b: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Check the arguments of an interpolation; return (B, n), (B, n) and (B, 1) or (1, 1) in float32 or better."""
-    require_batch(a, "a")
-    require_batch(b, "b")
-    require_same_shape(b, a, "b", "a")
+    require_pair(a, b)
     dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
-    position = torch.as_tensor(t, dtype=dtype, device=a.device)
-    if position.ndim > 1 or (position.ndim == 1 and len(position) != len(a)):
-        raise ValueError(f"t must be a number or of shape ({len(a)},), got shape {tuple(position.shape)}")
+    position = _column(torch.as_tensor(t, dtype=dtype, device=a.device), a, "t")
     _require_finite(position, "t")
-    return a.flatten(1).to(dtype), b.flatten(1).to(dtype), position.reshape(-1, 1)
+    return a.flatten(1).to(dtype), b.flatten(1).to(dtype), position
+
+
+def _vectors(direction: Tensor, x: Tensor) -> Tensor:
+    """Return (B, k, n) in float32 or better, of (B, *S) with k = 1 or (B, k, *S)."""
+    several = direction.ndim == x.ndim + 1
+    expected = (len(x), *direction.shape[1:2], *x.shape[1:]) if several else tuple(x.shape)
+    if tuple(direction.shape) != expected or direction.numel() == 0:
+        raise ValueError(
+            f"direction must have the shape {tuple(x.shape)} of x, or {(len(x), 'k', *x.shape[1:])}; "
+            f"got {tuple(direction.shape)}"
+        )
+    flat = direction.reshape(len(x), -1, x[0].numel())
+    return flat.to(torch.promote_types(torch.promote_types(flat.dtype, x.dtype), torch.float32))

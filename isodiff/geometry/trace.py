@@ -6,6 +6,7 @@ For a matrix ``A`` and a random vector ``v`` with ``E[v vᵀ] = I``, ``E[vᵀ A 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, get_args
 
@@ -16,26 +17,14 @@ Distribution = Literal["gaussian", "rademacher"]
 
 
 class TraceEstimate(NamedTuple):
-    """A trace and how far to trust it."""
+    """The mean over the probes and its standard error, scalars; the error falls as 1/√N and is NaN for one probe."""
 
     mean: Tensor
-    """Mean over the probes, a scalar."""
     standard_error: Tensor
-    """Standard deviation of that mean, estimated from the spread of the probes; NaN for a single probe."""
 
 
 def hutchinson(matvec: Callable[[Tensor], Tensor], probes: Tensor) -> TraceEstimate:
-    """Estimate ``Tr A ≈ 1/N Σᵢ vᵢᵀ A vᵢ``.
-
-    Args:
-        matvec: The product ``v ↦ A v``, applied to all probes at once, (N, n) → (N, n).
-        probes: Random vectors with zero mean and unit covariance, (N, n).
-
-    Returns:
-        The mean over probes and its standard error, which falls as ``1/√N``; differentiable.
-
-    Raises:
-        ValueError: If ``probes`` is not of rank 2 or ``matvec`` changes its shape.
+    """Estimate ``Tr A ≈ 1/N Σᵢ vᵢᵀ A vᵢ``, differentiable; ``matvec`` is ``v ↦ A v`` on all probes at once, (N, n).
 
     Example:
         >>> probes = sample_probes((1000, 3), distribution="rademacher", generator=torch.Generator().manual_seed(0))
@@ -48,10 +37,9 @@ def hutchinson(matvec: Callable[[Tensor], Tensor], probes: Tensor) -> TraceEstim
     if products.shape != probes.shape:
         raise ValueError(f"matvec must keep the shape {tuple(probes.shape)}, got {tuple(products.shape)}")
     samples = (probes * products).sum(dim=1)
-    deviations = samples - samples.mean()
-    count = len(samples)
-    variance = deviations.square().sum() / (count - 1) if count > 1 else samples.new_tensor(float("nan"))
-    return TraceEstimate(samples.mean(), (variance / count).sqrt())
+    mean, count = samples.mean(), len(samples)
+    variance = (samples - mean).square().sum() / (count - 1 or math.nan)
+    return TraceEstimate(mean, (variance / count).sqrt())
 
 
 def sample_probes(
@@ -62,21 +50,9 @@ def sample_probes(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Draw random vectors with zero mean and unit covariance.
+    """Draw random vectors with zero mean and unit covariance: standard normal, or fair signs.
 
-    Args:
-        shape: Shape of the result.
-        distribution: ``"gaussian"``, standard normal, or ``"rademacher"``, fair signs.
-        generator: Source of randomness; torch's global one if not given. Its device is where the numbers are drawn,
-            so that a generator on the CPU gives the same probes on every device.
-        dtype: Precision of the result.
-        device: Where the result goes.
-
-    Returns:
-        Probes of the given shape.
-
-    Raises:
-        ValueError: If the distribution is unknown.
+    They are drawn where the generator is, so that one on the CPU gives the same probes on every device.
     """
     source = generator.device if generator is not None else device
     if distribution == "gaussian":

@@ -1,175 +1,171 @@
-"""Every metric of one model, at given sizes, into one record.
+"""How much of a model is measured, and on what: sizes by profile, and the images that several metrics share.
 
-All draws are functions of the seed and the number of a unit, so that models measured alike are measured on the same
-latents and compare in pairs. What is finished is kept in a store, so that an evaluation that was killed goes on where
-it stopped and gives the same figures.
+All draws are functions of the seed and the number of a unit, so that models measured alike compare in pairs.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable
+import json
+from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from isodiff.datasets import open_dataset
-from isodiff.diffusion.latent import autoencoder_of, image_shape, images_to_latents
-from isodiff.diffusion.prompt import open_model
+from isodiff.datasets import check_images, open_dataset
+from isodiff.diffusion import autoencoder_of, image_shape, images_to_latents
 from isodiff.metrics.attributes import AttributeClassifier, open_attributes
 from isodiff.metrics.fidelity import extract_features
-from isodiff.metrics.generator import Generator, check_images, draw_latents, model_digest, to_uint8
-from isodiff.metrics.networks import inception_features
-from isodiff.metrics.record import Record, git_revision, versions
-from isodiff.metrics.store import Store
-from isodiff.metrics.suite import SUITE
-from isodiff.profiles import settings as settings_of
+from isodiff.metrics.generator import Generator, draw_latents, model_digest, to_uint8
+from isodiff.metrics.measure import Arrays, cached, over_units
+from isodiff.metrics.networks import Net, inception_features
+from isodiff.metrics.path_length import Mode
 
 if TYPE_CHECKING:
-    from accelerate import PartialState
     from diffusers import DiffusionPipeline
-
-    from isodiff.metrics.measurement import Measurement
-    from isodiff.sizes_evaluation import EvaluationSettings
 
 # Real images come from another part of an endless data set than the images a model was trained on.
 _REAL_SEED = 2**20
 
+Count = Annotated[int, Field(ge=0)]
+Counts = Annotated[tuple[Count, ...], Field(min_length=1)]
+Numbers = Annotated[tuple[float, ...], Field(min_length=1)]
+Names = Annotated[tuple[str, ...], Field(min_length=1)]
+Networks = Annotated[tuple[Net, ...], Field(min_length=1)]
+Modes = Annotated[tuple[Mode, ...], Field(min_length=1)]
 
-def evaluate(
-    model: str | Path | DiffusionPipeline,
-    metrics: Iterable[str] | None = None,
-    *,
-    dataset: str = "faces",
-    prompt: str | None = None,
-    attributes: str | None = "auto",
-    profile: str = "cpu",
-    seed: int = 0,
-    device: str = "auto",
-    overrides: str = "{}",
-    cache: str | Path | None = None,
-    progress: bool = False,
-    processes: PartialState | None = None,
-) -> Record:
-    """Measure one model.
 
-    Args:
-        model: What `load_pipeline` takes, or a pipeline.
-        metrics: Names in `SUITE`; by default all that apply to this model, and the record says why others do not.
-        dataset: The real images: `"faces"`, `"digits"`, `"folder:PATH"` or `"hub:NAME"`.
-        prompt: Of a Stable Diffusion model, which is held fixed; None of any other.
-        attributes: What labels generated images: `"faces"`, a folder that `isodiff train-attributes` wrote, or None;
-            `"auto"` is the faces' own factors where the data set is faces, and None elsewhere.
-        profile: `"cpu"`, `"record"` or `"gpu"`: the sizes, in `isodiff.profiles`.
-        seed: Of every draw; records of one seed compare in pairs.
-        device: `"auto"`, `"cpu"`, `"cuda"` or `"cuda:N"`.
-        overrides: JSON object that replaces single sizes.
-        cache: Folder that keeps finished work; None keeps nothing.
-        progress: Whether to show progress bars.
-        processes: Those that share the work through the cache, see `Store`; all return the same record.
+@pydantic_dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, allow_inf_nan=False))
+class Sizes:
+    """How much of each metric is measured; steps are DDIM's. The defaults are the profile "cpu"."""
 
-    Returns:
-        The record.
+    num_fid_images: Count = 320  # generated images, and as many real ones, behind FID and KID
+    fid_steps: Count = 20  # of these images; the paper takes 20
+    num_ppl_pairs: Count = 64  # pairs of latents of the perceptual path length
+    ppl_steps: Count = 20  # of its images; the paper takes 100
+    ppl_epsilon: float = 1e-4  # distance of its two positions, as a share of the path
+    ppl_networks: Networks = ("alex", "vgg")  # inside LPIPS; the paper takes the first
+    ppl_modes: Modes = ("full", "end")  # where on the path; the paper takes the first
+    num_sweep_pairs: Count = 16  # pairs at each epsilon of the sweep; 0 for no sweep
+    sweep_epsilons: Numbers = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+    num_rtl_pairs: Count = 24  # pairs of latents of the relative trajectory length
+    rtl_points: Count = 9  # points of each path, both ends included
+    rtl_steps: Count = 20  # at each of which the ratio is measured; the paper takes 20
+    spectrum_times: Counts = (200, 600, 800)  # t at which the encoder's Jacobian is measured
+    num_spectra: Count = 6  # images whose leading singular values are computed at each
+    spectrum_k: Count = 50  # how many singular values
+    num_anisotropy: Count = 40  # images on which anisotropy is estimated at each
+    num_maps: Count = 3  # latents at which the Jacobian of the whole sampler is measured
+    map_k: Count = 10  # its singular values
+    map_steps: Count = 10  # its steps
+    num_separable: Count = 320  # generated images behind linear separability, FID's first ones; the paper takes 2,000
+    num_kept: Count = 160  # the most confident of them, for each attribute; the paper keeps 1,000
+    num_truth_pairs: Count = 16  # pairs of latents whose paths are compared with the true factors
+    truth_points: Count = 9  # points of each such path, both ends included
+    truth_floor: bool = True  # whether the floor of that measurement is measured too, at twice the cost
+    num_alignment: Count = 2  # images, and latents, at which tangent spaces are compared
+    walk_points: Count = 9  # frames of the paths on which adjacent ones are compared, both ends included
+    num_edited: Count = 4  # latents moved along leading directions of the bottleneck
+    num_directions: Count = 3  # directions at each
+    edit_gammas: Numbers = (1.0, 2.0, 3.0, 4.0)  # lengths of these moves, to both sides, in units of the latents
+    edit_steps: Count = 10  # of the moved images
+    num_inverted: Count = 8  # real images inverted
+    inversion_steps: Counts = (10, 20)  # of inversion and reconstruction, one measurement each
+    refinements: Counts = (0, 5)  # fixed-point refinements of a step of the inversion, one measurement each
+    path_methods: Names = ("lerp", "slerp", "norm_aware", "noise_diffusion", "density", "tangential")  # interpolations
+    num_interpolated: Count = 4  # pairs of real images, for methods in closed form
+    num_geodesics: Count = 2  # the first of them, for methods that solve for their path
+    path_share: float = 0.6  # noise level of the paths, as a share of the T steps; the papers take 0.6
+    path_segments: Count = 8  # of each path; a power of 2, for the density path
+    swept_shares: Numbers = (0.4,)  # further noise levels
+    swept_methods: Names = ("lerp", "slerp", "tangential")  # methods compared at these
+    num_swept: Count = 2  # pairs at each of these
+    batch_size: Count = 64  # images at a time
 
-    Raises:
-        ValueError: An unknown metric, one that does not apply to this model, or a size out of range.
-        FileNotFoundError: No such model, or no weights, with the command that fetches them.
-    """
-    sizes = settings_of("evaluation", profile=profile, seed=seed, device=device, overrides=overrides)
-    chosen = list(SUITE) if metrics is None else list(dict.fromkeys(metrics))
-    if unknown := [name for name in chosen if name not in SUITE]:
-        raise ValueError(f"no metric is called {', '.join(unknown)}; there are {', '.join(SUITE)}")
-    pipeline = open_model(model, prompt) if isinstance(model, str | Path) else model
-    for part in (pipeline.unet, autoencoder_of(pipeline)):
-        if part is not None:
-            part.to(sizes.device).eval().requires_grad_(False)
-    run = Evaluation(pipeline, sizes, dataset, attributes, Store(cache, progress=progress, processes=processes))
-    left_out = {name: reason for name in chosen if (reason := SUITE[name].obstacle(run))}
-    if metrics is not None and left_out:
-        raise ValueError("; ".join(f"{name} cannot be measured: {reason}" for name, reason in left_out.items()))
-    if "separability" in chosen and "separability" not in left_out:
-        run.attributes = open_attributes(run.attributes_source)  # if there are none, say so before hours of sampling
-    measurements: dict[str, Measurement] = {}
-    bar = tqdm([name for name in chosen if name not in left_out], disable=not progress)
-    for name in bar:
-        bar.set_description(f"{Path(str(model)).name if isinstance(model, str | Path) else 'model'}: {name}")
-        measurements |= SUITE[name].measure(run)
-    return Record(
-        model=str(model) if isinstance(model, str | Path) else type(model).__name__,
-        digest=run.digest,
-        dataset=dataset,
-        profile=profile,
-        seed=seed,
-        device=sizes.device.type,
-        settings={k: v for k, v in dataclasses.asdict(sizes).items() if k not in ("profile", "seed", "device")}
-        | ({} if prompt is None else {"prompt": prompt}),
-        versions=versions(),
-        revision=git_revision(),
-        measurements=measurements,
-        left_out=left_out,
-    )
+
+# fmt: off
+_RECORD: dict[str, Any] = {
+    "num_fid_images": 2_000, "num_ppl_pairs": 200, "ppl_steps": 100, "num_sweep_pairs": 40, "num_rtl_pairs": 100,
+    "rtl_points": 17, "num_spectra": 24, "num_anisotropy": 256, "num_maps": 40, "map_steps": 20,
+    "num_separable": 2_000, "num_kept": 1_000, "num_truth_pairs": 100, "num_alignment": 16, "walk_points": 13,
+    "num_edited": 64, "num_inverted": 32, "inversion_steps": [10, 20, 50, 100], "num_interpolated": 100,
+    "num_geodesics": 32, "path_segments": 16, "swept_shares": [0.2, 0.4, 0.8], "num_swept": 16,
+}
+_GPU: dict[str, Any] = _RECORD | {
+    "num_fid_images": 10_000, "num_ppl_pairs": 50_000, "num_sweep_pairs": 1_000, "num_rtl_pairs": 1_000,
+    "rtl_points": 33, "num_spectra": 256, "num_anisotropy": 4_096, "num_maps": 64, "num_truth_pairs": 1_000,
+    "truth_points": 33, "num_alignment": 128, "walk_points": 33, "num_edited": 256, "num_inverted": 256,
+    "inversion_steps": [10, 20, 50, 100, 200], "num_interpolated": 1_000, "num_geodesics": 256, "num_swept": 256,
+    "batch_size": 128,
+}
+# fmt: on
+PROFILES = {"cpu": {}, "record": _RECORD, "gpu": _GPU}  # quick; what data/results/ holds; the scale of the paper
+
+
+def sizes_of(profile: str, changes: Mapping[str, object] | None = None) -> Sizes:
+    """Return the sizes of a profile with single ones replaced, refusing what is unknown or of another type by name."""
+    if profile not in PROFILES:
+        raise ValueError(f"profile is {profile!r}; evaluation accepts {', '.join(PROFILES)}")
+    changes = dict(changes or {})
+    names = Sizes.__dataclass_fields__
+    if unknown := sorted(changes.keys() - names.keys()):
+        raise ValueError(f"evaluation has no parameter called {', '.join(unknown)}; it accepts {', '.join(names)}")
+    try:  # as JSON, which has lists for tuples and whole numbers for floats, and nothing else is converted
+        return TypeAdapter(Sizes).validate_json(json.dumps(PROFILES[profile] | changes))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = "".join(f"[{part}]" if isinstance(part, int) else str(part) for part in problem["loc"])
+        raise ValueError(f"{place} is {problem['input']!r}: {problem['msg'].lower()}") from None
 
 
 class Evaluation:
-    """One model, what it is compared with, and the images that several metrics share.
-
-    Args:
-        pipeline: A model as `Generator` takes it, already on its device.
-        settings: The sizes.
-        dataset: As in `evaluate`.
-        attributes: As in `evaluate`.
-        store: Where finished work is kept.
-    """
+    """One model already on its device, what it is compared with, and the images that several metrics share."""
 
     def __init__(
         self,
         pipeline: DiffusionPipeline,
-        settings: EvaluationSettings,
+        sizes: Sizes,
         dataset: str,
         attributes: str | None,
-        store: Store,
+        seed: int,
+        device: torch.device,
     ) -> None:
-        self.pipeline, self.settings, self.dataset = pipeline, settings, dataset
-        self.unet, self.scheduler, self.seed = pipeline.unet, pipeline.scheduler, settings.seed
+        self.pipeline, self.sizes, self.dataset, self.seed, self.device = pipeline, sizes, dataset, seed, device
+        self.unet, self.scheduler = pipeline.unet, pipeline.scheduler
         self.autoencoder, self.image_shape = autoencoder_of(pipeline), image_shape(pipeline)
         self.attributes_source = ("faces" if dataset == "faces" else None) if attributes == "auto" else attributes
         self.digest = model_digest(pipeline)
-        self.shared = store
-        self.store = store.scoped(model=self.digest)
 
-    def store_of(self, generate: Generator) -> Store:
-        """Return the store of what depends on the sampler with its number of steps, too."""
-        return self.shared.scoped(model=generate.digest)
-
-    def generator(self, num_steps: int) -> Generator:
-        """Return the sampler with a number of DDIM steps."""
-        return Generator(self.pipeline, num_steps)
-
-    def samples(self, count: int, num_steps: int) -> np.ndarray:
+    def samples(self, generate: Generator, count: int) -> np.ndarray:
         """Return the images of the first latents of the stream "samples", uint8 (count, C, H, W)."""
-        generate = self.generator(num_steps)
 
-        def compute(start: int, stop: int) -> dict[str, np.ndarray]:
+        def compute(start: int, stop: int) -> Arrays:
             latents = draw_latents(generate.shape, start, stop, seed=self.seed, stream="samples")
             with torch.no_grad():
                 images = check_images(generate(latents), stop - start)
             return {"images": to_uint8(images).cpu().numpy()}
 
-        key = {"what": "samples", "version": 1, "num_steps": num_steps, "seed": self.seed}
-        return self.store.chunks(compute, count, size=self.settings.batch_size, **key)["images"]
+        return over_units(compute, count, size=self.sizes.batch_size, what="samples", seed=self.seed)["images"]
+
+    def features(self, generate: Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Return the Inception features of real and of generated images, (n, 2048) each."""
+        count, extractor = self.sizes.num_fid_images, inception_features(device=self.device)
+        both = to_uint8(self.real_images(count)).numpy(), self.samples(generate, count)
+        with cached(model=None):  # the pixels decide, whatever model they are compared with
+            real, generated = (extract_features(images, extractor) for images in both)
+        return real, generated
 
     def real_images(self, count: int) -> torch.Tensor:
-        """Return the first of this evaluation's real images, see `real_images`."""
+        """Return the first of this evaluation's real images."""
         return real_images(self.dataset, self.image_shape[1], count, seed=self.seed)
 
     @torch.no_grad()
     def real_latents(self, count: int) -> torch.Tensor:
         """Return what the model denoises of the same images: themselves, or their latents."""
-        images = self.real_images(count).split(self.settings.batch_size)
+        images = self.real_images(count).split(self.sizes.batch_size)
         return torch.cat([images_to_latents(self.autoencoder, part).cpu() for part in images])
 
     @cached_property
@@ -177,36 +173,16 @@ class Evaluation:
         """What labels the generated images."""
         return open_attributes(self.attributes_source)
 
-    @cached_property
-    def features(self) -> tuple[np.ndarray, np.ndarray]:
-        """Inception features of real and of generated images, (n, 2048) each."""
-        count = self.settings.num_fid_images
-        extractor = inception_features(device=self.settings.device)
-        real = to_uint8(self.real_images(count)).numpy()
-        generated = self.samples(count, self.settings.fid_steps)
-        return tuple(extract_features(images, extractor, store=self.shared) for images in (real, generated))
-
 
 def real_images(dataset: str, resolution: int, count: int, *, seed: int = 0) -> torch.Tensor:
-    """Return the real images that an evaluation compares with.
+    """Return the real images that an evaluation compares with, (count, C, R, R) in [−1, 1].
 
-    Args:
-        dataset: As in `evaluate`.
-        resolution: Side in pixels.
-        count: How many.
-        seed: Of the evaluation.
-
-    Returns:
-        (count, C, R, R) in [−1, 1]: a fixed random choice, of which a smaller one is a part; of a stream, which is
-        shuffled by itself, the first.
-
-    Raises:
-        ValueError: If the data set has fewer.
+    It is a fixed random choice, of which a smaller one is a part; of a stream, which is shuffled by itself, the first.
     """
     real = open_dataset(dataset, resolution, seed=_REAL_SEED + seed)
     if count > len(real):
         raise ValueError(f"{dataset} has {len(real):,} images and {count:,} are asked for; ask for fewer")
-    if getattr(real, "sequential", False):
-        return torch.stack(list(real.__getitems__(list(range(count)))))
-    chosen = np.random.default_rng([_REAL_SEED, seed]).permutation(len(real))[:count]
-    return torch.stack(list(real.__getitems__(chosen.tolist())))
+    chosen = list(range(count))
+    if not getattr(real, "sequential", False):
+        chosen = np.random.default_rng([_REAL_SEED, seed]).permutation(len(real))[:count].tolist()
+    return torch.stack(list(real.__getitems__(chosen)))

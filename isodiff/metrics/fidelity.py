@@ -1,60 +1,115 @@
 """How far generated images are from real ones: FID and KID with intervals, and FID against the size of the samples.
 
-FID falls as samples grow, KID is unbiased; the intervals of both are delete-a-group jackknives over both sets at once.
+With the moments μ and Σ of two samples of features, rows of a (n, d) and b (m, d), and k(x, y) = (x·y / d + 1)³,
+
+    FID = ‖μ_a − μ_b‖² + Tr Σ_a + Tr Σ_b − 2 Tr (Σ_a Σ_b)^½    (Heusel et al. 2017),
+    KID = mean_{i≠j} k(a_i, a_j) + mean_{i≠j} k(b_i, b_j) − 2 mean_{i,j} k(a_i, b_j)    (Bińkowski et al. 2018).
+
+With any roots of the covariances, AᵀA = Σ_a and BᵀB = Σ_b, the last term of FID is a nuclear norm: Tr (Σ_a Σ_b)^½ =
+‖A Bᵀ‖_*. The centred features are such roots, and so are Cholesky factors; the smaller product is taken.
+
+FID falls as samples grow, KID is unbiased; the intervals of both are jackknives over both sets at once, row i of either
+in group i modulo their number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import svdvals
+from scipy.linalg.lapack import dpstrf
+from torch import Tensor
 
-from isodiff.metrics.feature_distances import (
-    Array,
-    check_features,
-    frechet_distance,
-    frechet_of_rows,
-    kernel_distance,
-    kernel_leave_out,
-)
-from isodiff.metrics.measurement import Measurement
-from isodiff.metrics.store import Store, content_digest
+from isodiff.metrics.measure import GROUPS, Measurement, over_points
 
-__all__ = ["extract_features", "fid", "fid_curve", "frechet_distance", "kernel_distance", "kid"]
+Array = NDArray[np.float64]
+Rows = NDArray[np.bool_]
 
 _CHUNK = 64  # images whose features are kept in one file: a killed run loses no more
 
 
-class Extractor(Protocol):
-    """What turns (N, C, H, W) uint8 images into (N, d) features and says by what protocol."""
+def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
+    """Return the squared Fréchet distance of the Gaussians with the moments of two samples (FID on Inception features).
 
-    protocol: Mapping[str, Any]
+    (n, d) and (m, d), n, m ≥ 2; covariances with n − 1 in the denominator, in float64. Biased upwards by O(1/n + 1/m).
+    """
+    a, b = _check_features(a, b, 2)
+    return _frechet_of_rows(a, b)(np.ones(len(a), bool), np.ones(len(b), bool))
 
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the features."""
-        ...
+
+def kernel_distance(a: ArrayLike, b: ArrayLike) -> float:
+    """Return the unbiased squared maximum mean discrepancy with the cubic kernel (KID on Inception features).
+
+    (n, d) and (m, d), n, m ≥ 2. A U-statistic in float64: its mean is 0 for equal distributions; it may be negative.
+    """
+    a, b = _check_features(a, b, 2)
+    return float(_combine(_kernel_blocks(a, b, min(len(a), len(b), GROUPS)), np.sum))
+
+
+def fid(
+    real: ArrayLike, generated: ArrayLike, *, seed: int = 0, protocol: Mapping[str, Any] | None = None
+) -> Measurement:
+    """Measure FID of features, (n, d) and (m, d), n, m ≥ 20, rows in random order, with its jackknife interval.
+
+    The interval is for the mean of FID at these sample sizes, not for its limit: FID depends on n; see `fid_curve`.
+    `protocol` is what else decides the number. Cost: 21 distances.
+    """
+    real, generated = _check_features(real, generated, GROUPS)
+    distance = _frechet_of_rows(real, generated)
+    kept = [(np.arange(len(real)) % GROUPS != g, np.arange(len(generated)) % GROUPS != g) for g in range(-1, GROUPS)]
+    value, *replicates = [distance(*rows) for rows in kept]  # group −1 has no rows: nothing is left out
+    return Measurement.from_jackknife("fid", value, replicates, **_facts(real, generated, seed, protocol))
+
+
+def kid(
+    real: ArrayLike, generated: ArrayLike, *, seed: int = 0, protocol: Mapping[str, Any] | None = None
+) -> Measurement:
+    """Measure KID as `fid` is measured: one U-statistic of all rows, where torch-fidelity averages random subsets.
+
+    At equal distributions it is degenerate, and the interval then wider than it need be.
+    """
+    real, generated = _check_features(real, generated, GROUPS)
+    blocks = _kernel_blocks(real, generated, GROUPS)
+    without_each = _combine(blocks, lambda block: block.sum() - block.sum(0) - block.sum(1) + np.diag(block))
+    value = _combine(blocks, np.sum)
+    return Measurement.from_jackknife("kid", value, without_each, **_facts(real, generated, seed, protocol))
+
+
+def _facts(real: Array, generated: Array, seed: int, protocol: Mapping[str, Any] | None) -> dict[str, Any]:
+    facts = {**(protocol or {}), "num_real": len(real), "num_features": real.shape[1], "groups": GROUPS}
+    return {"n": len(generated), "unit": "images", "seed": seed, "protocol": facts}
+
+
+def fid_curve(real: ArrayLike, generated: ArrayLike, *, repeats: int = 2, seed: int = 0) -> dict[str, Any]:
+    """Return FID at n/8, n/4, n/2 and n rows and its limit, the intercept of a line in 1/n (FID∞, Chong & Forsyth).
+
+    `repeats` counts random orders of the rows, in each of which smaller samples are part of larger ones. Chong and
+    Forsyth shrink the generated set only; real images are few as well, and the bias of either set falls as 1/n, so the
+    intercept is free of both once n exceeds d (2,048 for Inception). Below, it is still above the limit.
+    """
+    real, generated = _check_features(real, generated, 4)
+    sizes = sorted({max(2, min(len(real), len(generated)) // parts) for parts in (8, 4, 2, 1)})
+    random = np.random.default_rng(seed)
+    values = np.empty((repeats, len(sizes)))
+    for row in values:
+        a, b = random.permutation(real), random.permutation(generated)
+        row[:] = [frechet_distance(a[:size], b[:size]) for size in sizes]
+    slopes, intercepts = np.polyfit(1 / np.array(sizes), values.T, 1)  # of each repeat; their mean is the means' line
+    line = {"intercept": float(intercepts.mean()), "slope": float(slopes.mean()), "intercepts": intercepts.tolist()}
+    facts = {"num_features": real.shape[1], "repeats": repeats, "seed": seed}
+    return {"sizes": sizes, "values": values.tolist(), "mean": values.mean(0).tolist(), **line, **facts}
 
 
 def extract_features(
-    images: NDArray[np.uint8], extractor: Extractor, *, batch_size: int = 16, store: Store | None = None
+    images: NDArray[np.uint8], extractor: Callable[[Tensor], Tensor], *, batch_size: int = 16
 ) -> NDArray[np.float32]:
-    """Return the features of images, each piece of the work kept under a hash of the pixels it was made from.
+    """Return the features (N, d) of images (N, 1 or 3, H, W), kept under a hash of the pixels they were made from.
 
-    Args:
-        images: (N, 1 or 3, H, W) uint8.
-        extractor: Such as `inception_features`.
-        batch_size: Images a pass of the network.
-        store: Where features are kept; nowhere by default.
-
-    Returns:
-        (N, d) float32.
-
-    Raises:
-        ValueError: If there are no images, they are not uint8 of four axes, or the batch size is below 1.
+    `extractor` is such as `inception_features`, with a ``protocol`` that says what decides its numbers.
     """
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4 or not len(images):
         got = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
@@ -62,140 +117,92 @@ def extract_features(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}")
 
-    def compute(chunk: NDArray[np.uint8]) -> dict[str, np.ndarray]:
-        batches = torch.from_numpy(chunk).split(batch_size)
+    def compute(chunk: NDArray[np.uint8], start: int) -> dict[str, np.ndarray]:
+        batches = torch.from_numpy(np.ascontiguousarray(chunk)).split(batch_size)
         return {"features": np.concatenate([extractor(batch).cpu().numpy() for batch in batches])}
 
-    work = []
-    for start in range(0, len(images), _CHUNK):
-        chunk = np.ascontiguousarray(images[start : start + _CHUNK])
-        key = {"what": "features", "images": content_digest(chunk), "extractor": dict(extractor.protocol)}
-        work.append((partial(compute, chunk), key))
-    return np.concatenate([piece["features"] for piece in (store or Store()).get_all(work)])
+    return over_points(compute, images, size=_CHUNK, what="features", extractor=dict(extractor.protocol))["features"]
 
 
-def fid(
-    real: ArrayLike,
-    generated: ArrayLike,
-    *,
-    groups: int = 20,
-    seed: int = 0,
-    protocol: Mapping[str, Any] | None = None,
-) -> Measurement:
-    """Measure FID with its jackknife interval; row i of either set is in group ``i % groups``.
+def _frechet_of_rows(a: Array, b: Array) -> Callable[[Rows, Rows], float]:
+    """Return FID as a function of the rows that are kept."""
+    offset = b.mean(0)  # FID is invariant under translation; sums of squares are exact near the mean
+    a, b = a - offset, b - offset
+    root_trace = _gram_root_trace(a, b) if len(a) * len(b) < a.shape[1] ** 2 else _covariance_root_trace(a, b)
 
-    Args:
-        real: (n, d) features of real images.
-        generated: (m, d) features of generated ones; rows in random order.
-        groups: Number of groups, ≥ 2, each left out once.
-        seed: Seed of the draws that the images came from, for the record.
-        protocol: What else decides the number.
+    def distance(rows_a: Rows, rows_b: Rows) -> float:
+        kept_a, kept_b = a[rows_a], b[rows_b]
+        traces = kept_a.var(0, ddof=1).sum() + kept_b.var(0, ddof=1).sum()
+        return float(np.square(kept_a.mean(0) - kept_b.mean(0)).sum() + traces - 2 * root_trace(rows_a, rows_b))
 
-    Returns:
-        The measurement, n being that of the generated images.
-
-    Raises:
-        ValueError: For fewer than ``max(groups, 4)`` rows in a set, or as `frechet_distance`.
-
-    Note:
-        The interval is for the mean of FID at these sample sizes, not for its limit: FID depends on n; see `fid_curve`.
-        Cost: ``groups + 1`` distances; products of the features are made once.
-    """
-    real, generated = check_features(real, generated, _needed(groups))
-    distance = frechet_of_rows(real, generated)
-    kept = [(np.arange(len(real)) % groups != g, np.arange(len(generated)) % groups != g) for g in range(-1, groups)]
-    value, *replicates = [distance(*rows) for rows in kept]  # group −1 has no rows: nothing is left out
-    return _measurement("fid", value, replicates, real, generated, groups, seed, protocol)
+    return distance
 
 
-def kid(
-    real: ArrayLike,
-    generated: ArrayLike,
-    *,
-    groups: int = 20,
-    seed: int = 0,
-    protocol: Mapping[str, Any] | None = None,
-) -> Measurement:
-    """Measure KID with its jackknife interval; arguments and errors as `fid`.
+def _gram_root_trace(a: Array, b: Array) -> Callable[[Rows, Rows], float]:
+    """Tr (Σ_a Σ_b)^½ from the centred features themselves: n × m products, of which replicates are parts."""
+    products = a @ b.T
 
-    Note:
-        One U-statistic of all rows, where torch-fidelity averages over random subsets. At equal distributions it is
-        degenerate, and the interval then wider than it need be.
-    """
-    real, generated = check_features(real, generated, _needed(groups))
-    value, replicates = kernel_leave_out(real, generated, groups)
-    return _measurement("kid", value, replicates, real, generated, groups, seed, protocol)
+    def root_trace(rows_a: Rows, rows_b: Rows) -> float:
+        kept = products[np.ix_(rows_a, rows_b)]
+        kept -= kept.mean(0)
+        kept -= kept.mean(1, keepdims=True)
+        n, m = kept.shape
+        return svdvals(kept, overwrite_a=True, check_finite=False).sum() / np.sqrt((n - 1) * (m - 1))
+
+    return root_trace
 
 
-def fid_curve(
-    real: ArrayLike, generated: ArrayLike, sizes: Sequence[int], *, repeats: int = 5, seed: int = 0
-) -> dict[str, Any]:
-    """Return FID at growing n and its limit, the intercept of a line in 1/n (FID∞, Chong & Forsyth 2020).
+def _covariance_root_trace(a: Array, b: Array) -> Callable[[Rows, Rows], float]:
+    """Tr (Σ_a Σ_b)^½ from d × d factors: the few rows that a replicate leaves out are taken from the sums of all."""
+    sums = [rows.T @ rows for rows in (a, b)]
 
-    Args:
-        real: (n, d) features.
-        generated: (m, d) features.
-        sizes: Numbers of rows of both sets, growing, at least two, each from 2 to the smaller set.
-        repeats: Random orders of the rows, ≥ 1; in one order, smaller samples are part of larger ones.
-        seed: Of the orders.
+    def root(x: Array, total: Array, rows: Rows) -> Array:
+        n, mean, dropped = rows.sum(), x[rows].mean(0), x[~rows]
+        covariance = (total - dropped.T @ dropped - n * np.outer(mean, mean)) / (n - 1)
+        factor, pivots, rank, _ = dpstrf(covariance)  # pivoted, so that a singular covariance has a root as well
+        unpivoted = np.empty_like(factor[:rank])
+        unpivoted[:, pivots - 1] = np.triu(factor)[:rank]
+        return unpivoted
 
-    Returns:
-        Plain JSON values: ``sizes``; ``values``, one a size for each repeat; their ``mean`` over repeats; ``intercept``
-        and ``slope`` of the least-squares line through the means; ``intercepts`` of each repeat; ``num_features`` d;
-        ``repeats``; ``seed``.
+    def root_trace(rows_a: Rows, rows_b: Rows) -> float:
+        product = root(a, sums[0], rows_a) @ root(b, sums[1], rows_b).T
+        return svdvals(product, overwrite_a=True, check_finite=False).sum() if product.size else 0.0
 
-    Raises:
-        ValueError: For other sizes or repeats, or as `frechet_distance`.
-
-    Note:
-        Chong and Forsyth shrink the generated set only. Here both sets have n rows, because real ones are few as well:
-        the bias of either falls as 1/n, so the intercept is free of both. That holds once n exceeds d (2,048 for
-        Inception): below, the curve is steeper than the line, and the intercept is still above the limit.
-    """
-    sizes = [int(size) for size in sizes]
-    real, generated = check_features(real, generated, 2)
-    largest = min(len(real), len(generated))
-    if len(sizes) < 2 or sizes != sorted(set(sizes)) or sizes[0] < 2 or sizes[-1] > largest:
-        raise ValueError(f"sizes must be two or more growing numbers from 2 to {largest}; got {sizes}")
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1; got {repeats}")
-    random = np.random.default_rng(seed)
-    values = np.empty((repeats, len(sizes)))
-    for row in values:
-        a, b = random.permutation(real), random.permutation(generated)
-        row[:] = [frechet_distance(a[:size], b[:size]) for size in sizes]
-    slopes, intercepts = np.polyfit(
-        1 / np.array(sizes), values.T, 1
-    )  # a line a repeat; their mean is that of the means
-    return {
-        "sizes": sizes,
-        "values": values.tolist(),
-        "mean": values.mean(0).tolist(),
-        "intercept": float(intercepts.mean()),
-        "slope": float(slopes.mean()),
-        "intercepts": intercepts.tolist(),
-        "num_features": real.shape[1],
-        "repeats": repeats,
-        "seed": seed,
-    }
+    return root_trace
 
 
-def _measurement(
-    name: str,
-    value: float,
-    replicates: ArrayLike,
-    real: Array,
-    generated: Array,
-    groups: int,
-    seed: int,
-    protocol: Mapping[str, Any] | None,
-) -> Measurement:
-    facts = {**(protocol or {}), "num_real": len(real), "num_features": real.shape[1], "groups": groups}
-    fields = {"n": len(generated), "unit": "images", "seed": seed, "protocol": facts}
-    return Measurement.from_jackknife(name, value, np.array(replicates), **fields)
+def _combine(blocks: list[tuple[int, Array, Array]], reduce: Callable[[Array], Array]) -> Array:
+    return sum(sign * reduce(sums) / reduce(counts) for sign, sums, counts in blocks)
 
 
-def _needed(groups: int) -> int:
-    if groups < 2:
-        raise ValueError(f"groups must be at least 2; got {groups}")
-    return max(groups, 4)  # so that no group is empty, and two rows are left without one
+def _kernel_blocks(a: Array, b: Array, groups: int) -> list[tuple[int, Array, Array]]:
+    """Sum the kernel over the pairs of rows between any two groups: the sign of a term of KID, its sums, its counts."""
+
+    def block_sums(x: Array, y: Array, *, within: bool) -> tuple[Array, Array]:
+        group_x, group_y = np.arange(len(x)) % groups, np.arange(len(y)) % groups
+        sums, counts = np.zeros((groups, groups)), np.outer(np.bincount(group_x), np.bincount(group_y))
+        for g in range(groups):
+            u = x[g::groups] @ y.T / x.shape[1] + 1
+            kernel = u * u * u
+            if within:  # a row is no pair with itself
+                np.put_along_axis(kernel, np.arange(g, len(x), groups)[:, None], 0, 1)
+            sums[g] = np.bincount(group_y, kernel.sum(0))
+        return sums, counts - np.diag(np.bincount(group_x)) if within else counts
+
+    pairs = ((1, a, a, True), (1, b, b, True), (-2, a, b, False))
+    return [(sign, *block_sums(x, y, within=within)) for sign, x, y, within in pairs]
+
+
+def _check_features(a: ArrayLike, b: ArrayLike, needed: int) -> tuple[Array, Array]:
+    """Return two sets of features in float64 if each has the rows needed, finite and of one dimension."""
+    a, b = (np.asarray(rows, dtype=np.float64) for rows in (a, b))
+    for name, rows in (("first", a), ("second", b)):
+        if rows.ndim != 2 or rows.shape[1] < 1:
+            raise ValueError(f"the {name} features must have shape (n, d); got {rows.shape}")
+        if len(rows) < needed:
+            raise ValueError(f"the {name} features have {len(rows)} rows; at least {needed} are needed")
+        if not np.isfinite(rows).all():
+            raise ValueError(f"the {name} features must be finite; got {(~np.isfinite(rows)).sum()} NaN or infinite")
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"features must have one dimension; got {a.shape[1]} and {b.shape[1]}")
+    return a, b

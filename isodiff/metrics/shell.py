@@ -14,7 +14,7 @@ Images add √(1 + q ᾱ_t / (1 − ᾱ_t)) to the first, with q = E‖x₀‖²
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from isodiff.geometry.sphere import expected_radius
-from isodiff.metrics.intervals import bootstrap_interval
+from isodiff.geometry import expected_radius
+from isodiff.metrics.measure import bootstrap_interval
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -33,121 +33,71 @@ if TYPE_CHECKING:
 TIMES = (*range(0, 1000, 100), 999)
 _RADIUS_TOLERANCE, _THICKNESS_TOLERANCE = 0.01, 0.1
 _READ_AT_ONCE = 64
+_PROTOCOL = {
+    "noise": "independent for each image and step",
+    "interval": "95 % percentile bootstrap over images, 2,000 resamples",
+    "radius": "sqrt(1 - alpha_bar_t) E|eps|",
+    "radius_tolerance": _RADIUS_TOLERANCE,
+    "thickness_tolerance": _THICKNESS_TOLERANCE,
+}
 
 
 @dataclass(frozen=True)
 class ShellPoint:
-    """The shell at one step; intervals are of 95 % over images with their noise.
-
-    Attributes:
-        t: The step.
-        radius: r_t.
-        ratio: Mean of ‖x_t‖ / r_t.
-        ratio_interval: Of that.
-        variation: std‖x_t‖ / mean‖x_t‖.
-        variation_interval: Of that.
-        noise_variation: The same for noise alone, exactly.
-    """
+    """The shell at one step; intervals are of 95 % over images with their noise."""
 
     t: int
-    radius: float
-    ratio: float
+    radius: float  # r_t
+    ratio: float  # mean of ‖x_t‖ / r_t
     ratio_interval: tuple[float, float]
-    variation: float
+    variation: float  # std‖x_t‖ / mean‖x_t‖
     variation_interval: tuple[float, float]
-    noise_variation: float
-
-    @property
-    def has_the_radius(self) -> bool:
-        """Whether the mean norm is within 1 % of the paper's radius."""
-        return abs(self.ratio - 1) <= _RADIUS_TOLERANCE
-
-    @property
-    def is_as_thin_as_noise(self) -> bool:
-        """Whether the shell is at most 10 % thicker than that of noise."""
-        return self.variation <= (1 + _THICKNESS_TOLERANCE) * self.noise_variation
+    noise_variation: float  # the same for noise alone, exactly
 
 
 @dataclass(frozen=True)
 class Shell:
-    """The shell of a data set over the steps of a schedule.
-
-    Attributes:
-        n: Number of images.
-        dimension: Numbers in an image.
-        seed: Of the choice of images and of the noise.
-        protocol: Everything else that decides the numbers, as plain JSON values.
-        points: One a step, ascending.
-    """
+    """The shell of n images of `dimension` numbers at the steps of a schedule, ascending."""
 
     n: int
     dimension: int
-    seed: int
+    seed: int  # of the choice of images and of the noise
     protocol: Mapping[str, Any]
     points: tuple[ShellPoint, ...]
 
     @property
     def radius_holds_from(self) -> int | None:
         """First measured step from which the mean norm is within 1 % of the paper's radius to the end, or None."""
-        return _holds_from(self.points, [point.has_the_radius for point in self.points])
+        return self._holds_from([abs(point.ratio - 1) <= _RADIUS_TOLERANCE for point in self.points])
 
     @property
     def thinness_holds_from(self) -> int | None:
         """First measured step from which the shell is at most 10 % thicker than noise's to the end, or None."""
-        return _holds_from(self.points, [point.is_as_thin_as_noise for point in self.points])
+        thickness = 1 + _THICKNESS_TOLERANCE
+        return self._holds_from([point.variation <= thickness * point.noise_variation for point in self.points])
+
+    def _holds_from(self, holds: Sequence[bool]) -> int | None:
+        return next((point.t for i, point in enumerate(self.points) if all(holds[i:])), None)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
-        return asdict(self) | {
-            "radius_holds_from": self.radius_holds_from,
-            "thinness_holds_from": self.thinness_holds_from,
-        }
+        summary = {"radius_holds_from": self.radius_holds_from, "thinness_holds_from": self.thinness_holds_from}
+        return asdict(self) | summary
 
 
 def shell_points(
     norms: NDArray[np.floating], times: Sequence[int], noise_left: Sequence[float], dimension: int
 ) -> tuple[ShellPoint, ...]:
-    """Compare norms of noisy images with the shell of pure noise.
-
-    Args:
-        norms: ‖x_t‖, (T, N), N ≥ 2 images at each of T steps.
-        times: The T steps.
-        noise_left: √(1 − ᾱ_t) at them, each in (0, 1].
-        dimension: Numbers n in an image, at least 2.
-
-    Returns:
-        T points.
-
-    Raises:
-        ValueError: If shapes do not fit, norms are not finite and positive, or a step has no noise.
-    """
-    norms = np.asarray(norms, dtype=float)
-    if norms.ndim != 2 or norms.shape[1] < 2 or not len(norms) == len(times) == len(noise_left):
-        raise ValueError(
-            f"norms must be (T, N) with N ≥ 2 images, and times and noise_left have T entries; got {norms.shape}, "
-            f"{len(times)} and {len(noise_left)}"
-        )
+    """Compare norms ‖x_t‖ of noisy images, (T, N), N ≥ 2, with the shell of pure noise; `noise_left` is √(1 − ᾱ_t)."""
     if not (np.isfinite(norms) & (norms > 0)).all():
         raise ValueError("norms must be finite and positive")
-    if not all(0 < sigma <= 1 for sigma in noise_left):
-        raise ValueError(f"noise_left must lie in (0, 1]; got {list(noise_left)}")
     mean_norm = expected_radius(dimension)
-    noise_variation = math.sqrt(dimension / mean_norm**2 - 1)
-    points = []
+    noise, points = math.sqrt(dimension / mean_norm**2 - 1), []
     for t, sigma, row in zip(times, noise_left, norms, strict=True):
         radius = float(sigma) * mean_norm
-        ratios = row / radius
-        points.append(
-            ShellPoint(
-                t=int(t),
-                radius=radius,
-                ratio=float(ratios.mean()),
-                ratio_interval=bootstrap_interval(ratios),
-                variation=float(_variation(row)),
-                variation_interval=bootstrap_interval(row, _variation),
-                noise_variation=noise_variation,
-            )
-        )
+        mean = float((row / radius).mean()), bootstrap_interval(row / radius)
+        thickness = float(_variation(row)), bootstrap_interval(row, _variation)
+        points.append(ShellPoint(int(t), radius, *mean, *thickness, noise))
     return tuple(points)
 
 
@@ -162,70 +112,31 @@ def measure_shell(
 ) -> Shell:
     """Noise images of a data set at each step, once with independent noise, and measure the shell they fill.
 
-    Args:
-        images: (C, R, R) in [−1, 1] each, as `isodiff.datasets.open_dataset` opens them under any name. A random choice
-            is taken; of a stream, its first images, as it is shuffled by itself.
-        scheduler: A diffusers scheduler with ``alphas_cumprod``, the schedule ᾱ.
-        num_images: How many.
-        times: The steps t, 0 … T−1, ascending.
-        seed: Of the choice and of the noise; the result does not depend on how images are batched.
-        dataset: What the protocol calls the data set.
-
-    Returns:
-        The shell, with intervals over images.
-
-    Raises:
-        ValueError: If there are fewer images than asked for, or fewer than 2, or a step is out of range.
+    `images` are (C, R, R) in [−1, 1]; a random choice is taken, of a stream, which is shuffled by itself, the first.
+    `dataset` is what the protocol calls them.
     """
-    times = list(times)
-    horizon = len(scheduler.alphas_cumprod)
+    times, horizon = list(times), len(scheduler.alphas_cumprod)
     if not times or times != sorted(set(times)) or not 0 <= times[0] <= times[-1] < horizon:
         raise ValueError(f"times must be ascending steps of 0 … {horizon - 1}; got {times}")
     if not 2 <= num_images <= len(images):
         raise ValueError(f"num_images must be 2 … {len(images):,}, the images there are; got {num_images:,}")
     alpha_bar = scheduler.alphas_cumprod.double()[times]
     signal, noise_left = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-    norms, dimension = [], 0
-    generator = torch.Generator().manual_seed(seed)
-    for x_0 in _chosen(images, num_images, seed):
-        dimension = x_0.numel()
-        eps = torch.randn(len(times), dimension, generator=generator).double()
-        norms.append((signal[:, None] * x_0.double().flatten() + noise_left[:, None] * eps).norm(dim=1))
+    sequential, generator = getattr(images, "sequential", False), torch.Generator().manual_seed(seed)
+    chosen = np.arange(len(images)) if sequential else np.random.default_rng(seed).permutation(len(images))
+    positions = np.sort(chosen[:num_images])
+    norms = []
+    for first in range(0, num_images, _READ_AT_ONCE):
+        for x_0 in images.__getitems__(positions[first : first + _READ_AT_ONCE].tolist()):
+            eps = torch.randn(len(times), x_0.numel(), generator=generator).double()
+            norms.append((signal[:, None] * x_0.double().flatten() + noise_left[:, None] * eps).norm(dim=1))
     betas = {key: scheduler.config.get(key) for key in ("beta_schedule", "beta_start", "beta_end")}
-    protocol = {
-        "dataset": dataset,
-        "shape": [int(side) for side in x_0.shape],
-        "schedule": {"num_train_timesteps": horizon, **betas},
-        "choice": "first of the shuffled stream" if getattr(images, "sequential", False) else "random",
-        "noise": "independent for each image and step",
-        "interval": "95 % percentile bootstrap over images, 2,000 resamples",
-        "radius": "sqrt(1 - alpha_bar_t) E|eps|",
-        "radius_tolerance": _RADIUS_TOLERANCE,
-        "thickness_tolerance": _THICKNESS_TOLERANCE,
-    }
-    points = shell_points(torch.stack(norms, 1).numpy(), times, noise_left.tolist(), dimension)
-    return Shell(num_images, dimension, seed, protocol, points)
-
-
-def _chosen(images: Dataset[Tensor], count: int, seed: int) -> Iterator[Tensor]:
-    """Yield the images to measure."""
-    if getattr(images, "sequential", False):
-        positions = list(range(count))
-    else:
-        positions = np.sort(np.random.default_rng(seed).permutation(len(images))[:count]).tolist()
-    for first in range(0, count, _READ_AT_ONCE):
-        yield from images.__getitems__(positions[first : first + _READ_AT_ONCE])
+    schedule, shape = {"num_train_timesteps": horizon, **betas}, [int(side) for side in x_0.shape]
+    choice = "first of the shuffled stream" if sequential else "random"
+    protocol = {"dataset": dataset, "shape": shape, "schedule": schedule, "choice": choice} | _PROTOCOL
+    points = shell_points(torch.stack(norms, 1).numpy(), times, noise_left.tolist(), x_0.numel())
+    return Shell(num_images, x_0.numel(), seed, protocol, points)
 
 
 def _variation(norms: NDArray[np.floating], axis: int = -1) -> NDArray[np.floating]:
     return norms.std(axis=axis) / norms.mean(axis=axis)
-
-
-def _holds_from(points: Sequence[ShellPoint], holds: Sequence[bool]) -> int | None:
-    """Return the first step from which a condition holds at all that follow."""
-    first = None
-    for point, held in zip(reversed(points), reversed(holds), strict=True):
-        if not held:
-            break
-        first = point.t
-    return first

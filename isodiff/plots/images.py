@@ -1,7 +1,7 @@
 """Images as figures: a grid of samples, a strip along a path.
 
-Images are (N, C, H, W) tensors in [−1, 1] with one channel (grey) or three (RGB). Values beyond the range are
-clipped for display, as noise has no bounds; ``span`` widens the range where the noise itself is the subject.
+Images are (N, C, H, W) tensors in [−1, 1] with one channel (grey) or three (RGB). Values beyond are clipped for
+display; ``span`` shows [−span, span] instead, where the noise itself is the subject.
 """
 
 from __future__ import annotations
@@ -13,31 +13,11 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 
-def image_grid(
-    images: Tensor, ax: Axes, *, columns: int | None = None, title: str | None = None, span: float = 1.0
-) -> Axes:
-    """Show images side by side, row by row, each pixel a square.
-
-    Args:
-        images: (N, C, H, W), C of 1 or 3.
-        ax: Where to draw.
-        columns: Images in a row; by default the grid is as close to a square as N allows.
-        title: What the images are.
-        span: Values in [−span, span] become black to white.
-
-    Returns:
-        ``ax``.
-
-    Raises:
-        ValueError: If the images are not such a tensor, or ``columns`` or ``span`` is not positive.
-    """
-    if columns is None:
-        columns = int(np.ceil(np.sqrt(len(images)))) or 1
-    mosaic, _ = _mosaic(images, columns, span)
-    ax.imshow(mosaic, interpolation="nearest")
+def image_grid(images: Tensor, ax: Axes, *, columns: int, title: str) -> Axes:
+    """Show images side by side, row by row, each pixel a square."""
+    ax.imshow(_mosaic(images, columns)[0], interpolation="nearest")
     ax.set_axis_off()
-    if title is not None:
-        ax.set_title(title)
+    ax.set_title(title)
     return ax
 
 
@@ -46,45 +26,26 @@ def image_strip(
     ax: Axes,
     *,
     labels: Sequence[str] | None = None,
-    title: str | None = None,
-    ylabel: str | None = None,
+    title: str | None = "",
+    ylabel: str | None = "",
     span: float = 1.0,
 ) -> Axes:
-    """Show images in one row, each with a label underneath: a path, a trajectory, a sweep.
-
-    Args:
-        images: (N, C, H, W), C of 1 or 3.
-        ax: Where to draw.
-        labels: One text per image.
-        title: What the strip shows.
-        ylabel: Name of the row, to the left.
-        span: Values in [−span, span] become black to white.
-
-    Returns:
-        ``ax``.
-
-    Raises:
-        ValueError: If the images are not such a tensor, the labels are not one per image, or ``span`` is not
-            positive.
-    """
+    """Show images in one row, with one label under each and the row's name to the left: a path, a sweep."""
     mosaic, centres = _mosaic(images, max(1, len(images)), span)
     if labels is not None and len(labels) != len(images):
         raise ValueError(f"labels must be one per image, {len(images)}; got {len(labels)}")
     ax.imshow(mosaic, interpolation="nearest")
     ax.grid(False)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
+    ax.spines[:].set_visible(False)
     ax.set_yticks([])
     ax.set_xticks(centres if labels is not None else [], labels)
     ax.tick_params(length=0)
-    if title is not None:
-        ax.set_title(title)
-    if ylabel is not None:
-        ax.set_ylabel(ylabel, rotation=0, ha="right", va="center")
+    ax.set_title(title or "")
+    ax.set_ylabel(ylabel or "", rotation=0, ha="right", va="center")
     return ax
 
 
-def _mosaic(images: Tensor, columns: int, span: float) -> tuple[np.ndarray, np.ndarray]:
+def _mosaic(images: Tensor, columns: int, span: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     """Return one RGBA array, transparent between the images, and the centres of the columns in pixels."""
     if images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) == 0:
         raise ValueError(f"images must be of shape (N, 1 or 3, H, W), N ≥ 1; got {tuple(images.shape)}")
@@ -97,8 +58,7 @@ def _mosaic(images: Tensor, columns: int, span: float) -> tuple[np.ndarray, np.n
         raise ValueError(f"images must be finite, got {(~np.isfinite(pixels)).sum()} NaN or infinite values")
     pixels = np.clip((pixels / span + 1) / 2, 0, 1).transpose(0, 2, 3, 1)
     number, height, width, _ = pixels.shape
-    gap = max(1, round(width / 16))
-    rows = -(-number // columns)
+    gap, rows = max(1, round(width / 16)), -(-number // columns)
     mosaic = np.zeros((rows * (height + gap) - gap, columns * (width + gap) - gap, 4), dtype=np.float32)
     for index, image in enumerate(pixels):
         top, left = (index // columns) * (height + gap), (index % columns) * (width + gap)

@@ -6,12 +6,17 @@ colour blindness; theory is always dashed black.
 
 from __future__ import annotations
 
+import base64
+import io
 import textwrap
 from types import MappingProxyType
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
+from IPython.display import display
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from PIL import Image
 
 COLOURS = MappingProxyType(
     {
@@ -31,64 +36,54 @@ COLOURS = MappingProxyType(
     }
 )
 
+# for what is no method, such as data or factors, by its place in the figure
+OTHERS = ("#009e73", "#e69f00", "#aa4499", "#56b4e9", "#332288", "#117733", "#882255", "#999933")
+
 # drawn by every line that shows a theoretical value: ax.plot(x, y, **THEORY)
 THEORY = MappingProxyType({"color": COLOURS["theory"], "linestyle": "--", "linewidth": 1.3})
 
 
 def use_style() -> None:
     """Set matplotlib's defaults for the course; call it once at the top of a notebook."""
-    mpl.rcParams.update(
-        {
-            "figure.dpi": 100,
-            "savefig.dpi": 100,
-            "savefig.bbox": "tight",
-            "figure.constrained_layout.use": True,
-            "figure.constrained_layout.h_pad": 0.07,  # inches; captions keep clear of labels
-            "figure.facecolor": "white",
-            "axes.facecolor": "white",
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "axes.axisbelow": True,
-            "grid.color": "#e6e6e6",
-            "grid.linewidth": 0.7,
-            "axes.edgecolor": "#555555",
-            "axes.linewidth": 0.8,
-            "axes.titlesize": 11,
-            "axes.titlelocation": "left",
-            "axes.titleweight": "bold",
-            "axes.labelsize": 10,
-            "xtick.labelsize": 9,
-            "ytick.labelsize": 9,
-            "xtick.color": "#555555",
-            "ytick.color": "#555555",
-            "xtick.labelcolor": "#222222",
-            "ytick.labelcolor": "#222222",
-            "legend.frameon": False,
-            "legend.fontsize": 9,
-            "lines.linewidth": 1.8,
-            "font.family": "DejaVu Sans",  # ships with matplotlib, so figures look alike on every machine
-            "mathtext.fontset": "cm",
-            "axes.prop_cycle": mpl.cycler(color=[c for name, c in COLOURS.items() if name != "theory"]),
-        }
-    )
+    mpl.rc("figure", dpi=100, facecolor="white")
+    mpl.rc("figure.constrained_layout", use=True, h_pad=0.07)  # inches; captions keep clear of labels
+    mpl.rc("savefig", dpi=100, bbox="tight")
+    mpl.rc("axes", facecolor="white", edgecolor="#555555", linewidth=0.8, grid=True, axisbelow=True, labelsize=10)
+    mpl.rc("axes", titlesize=11, titlelocation="left", titleweight="bold")
+    mpl.rc("axes", prop_cycle=mpl.cycler(color=[c for name, c in COLOURS.items() if name != "theory"]))
+    mpl.rc("axes.spines", top=False, right=False)
+    mpl.rc("grid", color="#e6e6e6", linewidth=0.7)
+    mpl.rc(("xtick", "ytick"), labelsize=9, color="#555555", labelcolor="#222222")
+    mpl.rc("legend", frameon=False, fontsize=9)
+    mpl.rc("lines", linewidth=1.8)
+    mpl.rc("font", family="DejaVu Sans")  # ships with matplotlib, so figures look alike on every machine
+    mpl.rc("mathtext", fontset="cm")
+
+
+def colour_of(name: str, index: int) -> str:
+    """Return the colour of the method that a name begins with, or else, by its place in the figure, another."""
+    return COLOURS.get(name.partition(" ")[0], OTHERS[index % len(OTHERS)])
 
 
 def caption(fig: Figure, text: str) -> Text:
-    """Write a caption under a figure: what is drawn, with n and seeds.
-
-    Args:
-        fig: Figure with a constrained layout, which keeps the axes clear of the caption.
-        text: One or two sentences; wrapped to the figure's width.
-
-    Returns:
-        The caption's text artist.
-
-    Raises:
-        ValueError: If the text is empty.
-    """
+    """Write what is drawn, with n and seeds, under a figure with a constrained layout, wrapped to its width."""
     if not text.strip():
         raise ValueError(f"caption got {text!r}; say what is drawn, with n and seeds")
     # about 14.5 characters of 9-point DejaVu Sans to the inch
     lines = textwrap.fill(" ".join(text.split()), max(20, int(14.5 * fig.get_figwidth())))
     return fig.supxlabel(lines, x=0.01, ha="left", fontsize=9, color="#555555")
+
+
+def show(fig: Figure) -> None:
+    """Show a finished figure under the cell, with its caption as the alternative text, and close it."""
+    text = " ".join(fig.get_supxlabel().split()) or "figure"
+    display({"image/png": base64.b64encode(palette_png(fig)).decode(), "text/plain": text}, raw=True)
+    plt.close(fig)
+
+
+def palette_png(fig: Figure) -> bytes:
+    """Return a figure as a PNG with a palette of 256 colours: a third of the bytes look the same."""
+    canvas, compact = io.BytesIO(), io.BytesIO()
+    fig.savefig(canvas, format="png", facecolor="white")
+    Image.open(canvas).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(compact, "png", optimize=True)
+    return compact.getvalue()

@@ -1,12 +1,26 @@
 """The reproduction: claims, the experiments that decide them, and verdicts from records alone.
 
+A claim is a table of `claims.toml`, which names its endpoint and its rule; what is run for it is in `experiments.toml`.
+
 | module | what |
 |---|---|
-| `experiments` | what is trained and measured, as data, at every profile |
-| `claims` | what the papers claim, the endpoint and the rule that decide each, written before the runs |
-| `decide` | intervals over seeds, the rules, and the correction for many claims |
-| `runner` | executes experiments with resume and progress, one record a run |
-| `programs` | experiments without a diffusion model: the two-sphere, shells, traces, times |
-| `observations` | records back to numbers, one a model, seed and quantity |
-| `report` | the verdicts and tables, from the records alone |
+| `claims` | reads both files |
+| `endpoints`, `rules` | from records to one number a seed; from these to a verdict |
+| `run`, `programs` | executes experiments, one record a run; those without a diffusion model |
+| `report`, `readme` | verdicts and tables; what the README shows |
+| `command` | `isodiff reproduce` |
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "claims": ["CLAIMS"],
+        "command": ["reproduce_claims"],
+        "endpoints": ["contrast", "load_run", "observe", "record", "seeds_of"],
+        "readme": ["verdict_overview"],
+        "report": ["arm_estimates", "arms_of", "decide", "tally"],
+        "rules": ["Effect", "Estimate", "Within"],
+    },
+)

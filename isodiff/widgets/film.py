@@ -3,152 +3,152 @@
 from __future__ import annotations
 
 import io
-from abc import abstractmethod
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
-from ipywidgets import Dropdown, FloatSlider
+from ipywidgets import Dropdown
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from isodiff.metrics.generator import to_uint8
-from isodiff.plots.style import COLOURS
-from isodiff.widgets.explorer import Explorer
+from isodiff.editing import Generate, Path, gamma_traversal, traverse
+from isodiff.metrics import to_uint8
+from isodiff.plots import COLOURS, caption, image_strip
+from isodiff.widgets.explorer import Explorer, slider
 
-_LARGE, _END, _THUMB, _THUMBS, _GAP, _RAIL = 256, 128, 64, 9, 2, 14  # pixels, but for the number of thumbnails
-_WIDTH = _THUMBS * _THUMB + (_THUMBS - 1) * _GAP
+Models, OfModels = Mapping[str, Generate], Mapping[str, Tensor]
 
 
 class FilmExplorer(Explorer):
-    """An explorer of a film: menus choose it, a slider chooses the frame.
+    """Menus choose a film, "model" the first of them, and a last control its frame; 64 films are kept in 8 bits."""
 
-    Args:
-        title: Shown above.
-        menus: By name, what chooses the film; "model" among them.
-        sliders: The name and the control that chooses the frame; its range is divided into the frames.
-        capacity: Films to keep; the one unused for longest goes first.
+    def __init__(self, title: str, menus: dict[str, tuple[list[str], str]], frames: np.ndarray, name: str) -> None:
+        self.frames, self.film = frames, lru_cache(maxsize=64)(lambda *chosen: to_uint8(self._decode(*chosen)[0]).cpu())
+        controls = {key: Dropdown(options=o, description=key, tooltip=tip) for key, (o, tip) in menus.items()}
+        tip = "How far along: arrow keys move it frame by frame"
+        super().__init__(title, controls | {name: slider(frames, name, tip, frames[len(frames) // 2])})
+
+    def _draw(self) -> tuple[bytes, str]:
+        *menus, value = self.state.values()
+        return film_png(self.film(*menus), int(np.abs(self.frames - value).argmin()), menus[0]), self._describe()
+
+    def _strips(self, films: dict[str, Tensor], form: str, text: str, width: float) -> Figure:
+        shown, fig = nine(len(self.frames)), Figure(figsize=(width, 0.98 * len(films) + 0.6), layout="constrained")
+        axes = fig.subplots(len(films), squeeze=False)[:, 0]
+        for ax, (name, film) in zip(axes, films.items(), strict=True):
+            labels = [format(value, form) for value in self.frames[shown].round(9)] if ax is axes[-1] else None
+            image_strip(film[shown].float() / 127.5 - 1, ax, ylabel=name, labels=labels)
+        caption(fig, text.format(**self.state))
+        return fig
+
+
+class LatentTraversal(FilmExplorer):
+    """Show the image at a position on a path between two of the latents (B, C, H, W), for a model at a time."""
+
+    def __init__(self, models: Models, latents: Tensor, *, paths: Mapping[str, Path], num_frames: int) -> None:
+        if not models or len(latents) < 2 or not paths or num_frames < 2:
+            got = f"{len(models)}, {len(latents)}, {len(paths)} and {num_frames}"
+            raise ValueError(f"give at least one model, two latents, one path and two frames; got {got}")
+        self.models, self.latents, self.paths = models, latents, paths
+        first, second, *others = [str(i + 1) for i in range(len(latents))]
+        menus = {
+            "model": (list(models), "Which model decodes the latents"),
+            "path": (list(paths), "How the two latents are joined"),
+            "start": ([first, second, *others], "The latent at position 0"),
+            "end": ([second, first, *others], "The latent at position 1"),
+        }
+        super().__init__("Latent traversal", menus, np.linspace(0, 1, num_frames), "position")
+
+    def figure(self) -> Figure:
+        """Draw the chosen path once for every model."""
+        _, *path, _ = self.state.values()
+        films = {model: self.film(model, *path) for model in self.models}
+        return self._strips(films, ".2f", "{path} from latent {start} to latent {end}; position below, 0 to 1.", 9.1)
+
+    def _decode(self, model: str, path: str, start: str, end: str) -> Tensor:
+        a, b = (self.latents[int(name) - 1][None] for name in (start, end))
+        return traverse(self.models[model], a, b, len(self.frames), path=self.paths[path])
+
+    def _describe(self) -> str:
+        return "{model}: {path} from latent {start} to latent {end}, position {position:.2f}".format(**self.state)
+
+
+class DirectionExplorer(FilmExplorer):
+    """Show the image of a latent moved by the arc length γ, up to ±`max_gamma`, along a tangent direction.
+
+    The latents are (B, C, H, W), the directions (B, k, C, H, W) and singular values sigma (B, k) each model's own.
     """
 
     def __init__(
-        self, title: str, menus: Mapping[str, Dropdown], sliders: tuple[str, FloatSlider], *, capacity: int
+        self,
+        models: Models,
+        latents: Tensor,
+        directions: OfModels,
+        *,
+        sigma: OfModels,
+        max_gamma: float,
+        num_frames: int,
     ) -> None:
-        self._menus, (self._slider, control) = list(menus), sliders
-        self.num_frames = round((control.max - control.min) / control.step) + 1
-        self._film = lru_cache(maxsize=capacity)(self._develop)
-        super().__init__(title, {**menus, self._slider: control})
+        k = min((v.shape[1] for v in directions.values()), default=0)
+        wanted = dict.fromkeys(models, (len(latents), k, *latents.shape[1:]))
+        found = {model: tuple(v.shape) for model, v in directions.items()}
+        scales = {model: (*s.shape, *latents.shape[1:]) for model, s in sigma.items()}
+        if not found == wanted == scales or not 0 < k < latents[0].numel():
+            raise ValueError(
+                "directions (B, k, C, H, W), k below the dimension, and sigma (B, k) must be given for the models "
+                f"{list(models)} at the latents {tuple(latents.shape)}; got {found}, {scales}"
+            )
+        if not 0 < max_gamma < math.inf or num_frames < 2:
+            raise ValueError(f"max_gamma must be positive, num_frames at least 2; got {max_gamma!r}, {num_frames!r}")
+        self.models, self.latents, self.directions, self.sigma = models, latents, directions, sigma
+        menus = {
+            "model": (list(models), "Which model, with its own directions"),
+            "latent": ([str(i + 1) for i in range(len(latents))], "Which latent is moved"),
+            "direction": ([str(i + 1) for i in range(k)], "Which direction, the leading one first"),
+        }
+        super().__init__("Directions at a latent", menus, np.linspace(-max_gamma, max_gamma, num_frames), "γ")
 
-    def film(self, **choices: str) -> Tensor:
-        """Return every frame of a film, decoding it if it is not kept.
+    def figure(self) -> Figure:
+        """Draw the leading directions, at most four, of the chosen model at the chosen latent."""
+        model, latent, *_ = self.state.values()
+        leading = self.controls["direction"].options[:4]
+        films = {f"direction {v}\nσ = {self._scale(v)}": self.film(model, latent, v) for v in leading}
+        return self._strips(films, ".3g", "Model {model}, latent {latent}; below, the arc length γ in units of x.", 9.5)
 
-        Args:
-            **choices: By the name of a menu, its value; what is left out is as chosen now.
+    def _decode(self, model: str, latent: str, direction: str) -> Tensor:
+        x, v = self.latents[int(latent) - 1], self.directions[model][int(latent) - 1, int(direction) - 1]
+        return gamma_traversal(self.models[model], x[None], v[None], self.frames.tolist())
 
-        Returns:
-            (N, C, H, W) in 8 bits.
+    def _scale(self, direction: str) -> str:
+        model, latent, *_ = self.state.values()
+        return f"{self.sigma[model][int(latent) - 1, int(direction) - 1].item():.3g}"
 
-        Raises:
-            ValueError: If there is no such menu or choice.
-        """
-        if self._slider in choices:
-            raise ValueError(f"a film holds every {self._slider}; choose among {', '.join(self._menus)}")
-        for name, value in choices.items():
-            self._check(name, value)
-        return self._film(*({**self.state, **choices}[name] for name in self._menus))
-
-    @property
-    def frame(self) -> int:
-        """The number of the frame that is shown, from 0."""
-        control = self.controls[self._slider]
-        return round((control.value - control.min) / control.step)
-
-    def frame_values(self) -> np.ndarray:
-        """Return the slider's value at every frame."""
-        control = self.controls[self._slider]
-        return np.linspace(control.min, control.max, self.num_frames)
-
-    @abstractmethod
-    def _decode(self, *choices: str) -> Tensor:
-        """Return the frames (N, C, H, W) in [−1, 1] of the film that the menus choose."""
-
-    @abstractmethod
     def _describe(self) -> str:
-        """Say what is shown."""
-
-    def _develop(self, *choices: str) -> Tensor:
-        self._say(f"decoding {self.num_frames} frames …")
-        return to_uint8(self._decode(*choices)).cpu()
-
-    def _draw(self) -> tuple[bytes, str]:
-        return film_png(self.film(), self.frame, COLOURS.get(self.state["model"], COLOURS["slerp"])), self._describe()
+        model, latent, v, gamma = self.state.values()
+        angle = math.degrees(gamma / float(self.latents[int(latent) - 1].norm()))
+        which = f"{model}: latent {latent}, direction {v} (σ = {self._scale(v)})"
+        return f"{which}, γ = {gamma:.2f}, which is {angle:.1f}° on the sphere"
 
 
-def film_png(film: Tensor, frame: int, colour: str) -> bytes:
-    """Return one frame, large, between the first and the last, above a strip of the film with a mark at the frame.
-
-    Args:
-        film: (N, C, H, W) in 8 bits, C of 1 or 3.
-        frame: Which is large.
-        colour: Of the mark.
-
-    Returns:
-        A PNG on a transparent ground, 592 pixels wide.
-    """
+def film_png(film: Tensor, frame: int, model: str) -> bytes:
+    """Return a PNG of one frame of (N, C, H, W), large, between the ends, above a strip with a mark at the frame."""
     tall = film.shape[2] / film.shape[3]
-    large, end, thumb = (round(side * tall) for side in (_LARGE, _END, _THUMB))
-    canvas = Image.new("RGBA", (_WIDTH, large + 2 * _GAP + thumb + _RAIL))
-    canvas.paste(_pixels(film[frame], _LARGE), ((_WIDTH - _LARGE) // 2, 0))
-    canvas.paste(_pixels(film[0], _END), (0, (large - end) // 2))
-    canvas.paste(_pixels(film[-1], _END), (_WIDTH - _END, (large - end) // 2))
-    top = large + 2 * _GAP
-    for column, index in enumerate(strip_indices(len(film))):
-        canvas.paste(_pixels(film[index], _THUMB), (column * (_THUMB + _GAP), top))
-    rail, middle = top + thumb + _RAIL // 2, _THUMB // 2
-    mark = middle + frame / (len(film) - 1) * (_WIDTH - 2 * middle)
-    draw = ImageDraw.Draw(canvas)
-    draw.rectangle((middle, rail - 1, _WIDTH - middle, rail), fill="#c5ccd6")
-    draw.rectangle((mark - 6, rail - 5, mark + 6, rail + 5), fill=colour)
-    png = io.BytesIO()
+    canvas, top, png = Image.new("RGBA", (592, round(320 * tall) + 18)), round(256 * tall) + 4, io.BytesIO()
+    places = [(frame, 256, 168, 0), (0, 128, 0, round(64 * tall)), (-1, 128, 464, round(64 * tall))]
+    places += [(index, 64, 66 * column, top) for column, index in enumerate(nine(len(film)))]
+    for index, width, *place in places:
+        array = film[index].expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
+        how = Image.Resampling.NEAREST if array.shape[1] <= width else Image.Resampling.BOX  # pixels stay rectangles
+        canvas.paste(Image.fromarray(array).resize((width, round(width * tall)), how), tuple(place))
+    rail, mark, colour = canvas.height - 7, 32 + frame / (len(film) - 1) * 528, COLOURS.get(model, COLOURS["slerp"])
+    ImageDraw.Draw(canvas).rectangle((32, rail - 1, 560, rail), fill="#c5ccd6")
+    ImageDraw.Draw(canvas).rectangle((mark - 6, rail - 5, mark + 6, rail + 5), fill=colour)
     canvas.save(png, "png", compress_level=1)
     return png.getvalue()
 
 
-def strip_indices(number: int, columns: int = _THUMBS) -> list[int]:
-    """Return the numbers of frames at equal distances, the first and the last among them."""
-    return [round(index) for index in np.linspace(0, number - 1, columns)]
-
-
-def check_generators(
-    generators: Mapping[str, Callable[[Tensor], Tensor]], shapes: Mapping[str, tuple[int, ...]]
-) -> None:
-    """Refuse models whose latents have another shape than those given, as far as a model tells its own.
-
-    Args:
-        generators: By model, the map from latents to images, perhaps with the attribute ``shape``.
-        shapes: By model, the shape of one given latent.
-
-    Raises:
-        ValueError: If there is no model, or one expects another shape.
-    """
-    if not generators:
-        raise ValueError("generators must hold at least one model; got none")
-    for model, generate in generators.items():
-        expected = getattr(generate, "shape", None)
-        if expected is not None and tuple(expected) != tuple(shapes[model]):
-            raise ValueError(
-                f"model {model!r} takes latents of shape {tuple(expected)}; got latents of shape {tuple(shapes[model])}"
-            )
-
-
-def check_frames(num_frames: int) -> None:
-    """Refuse a film of fewer than two frames."""
-    if isinstance(num_frames, bool) or not isinstance(num_frames, int) or num_frames < 2:
-        raise ValueError(f"num_frames must be an integer of at least 2; got {num_frames!r}")
-
-
-def _pixels(image: Tensor, width: int) -> Image.Image:
-    """Return an image at a given width: enlarged, every pixel stays a rectangle."""
-    array = image.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
-    size = (width, round(width * array.shape[0] / array.shape[1]))
-    how = Image.Resampling.NEAREST if array.shape[1] <= width else Image.Resampling.BOX
-    return Image.fromarray(array).resize(size, how)
+def nine(number: int) -> list[int]:
+    """Return the numbers of nine frames at equal distances, the first and the last among them."""
+    return np.linspace(0, number - 1, 9).round().astype(int).tolist()

@@ -36,17 +36,11 @@ _SETTINGS = {
 
 @dataclass(frozen=True)
 class Lab:
-    """A running JupyterLab.
+    """A running JupyterLab."""
 
-    Attributes:
-        url: Its address, ending in a slash.
-        token: What lets one in.
-        folder: What it serves.
-    """
-
-    url: str
+    url: str  # ends in a slash
     token: str
-    folder: Path
+    folder: Path  # what it serves
 
 
 @pytest.fixture(scope="session")

@@ -23,17 +23,9 @@ from playwright.sync_api import expect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Protocol
 
+    from conftest import Lab
     from playwright.sync_api import Locator, Page
-
-    class Lab(Protocol):
-        """A running JupyterLab, as the fixture ``lab`` gives it."""
-
-        url: str
-        token: str
-        folder: Path
-
 
 pytestmark = pytest.mark.browser
 
@@ -43,24 +35,16 @@ COURSE_MILLISECONDS = 15 * 60 * 1000  # a notebook without small sizes takes up 
 
 # Sliders do not ask how large the rest of a notebook is; at full size nbval executes it. What is not named here is the
 # notebook's own.
-SMALL = {
-    "06_traversal.ipynb": {
-        "num_ddim_steps": 2,
-        "num_frames": 4,
-        "num_pairs": 2,
-        "num_radii": 2,
-        "radii": [0.6, 1.0, 1.2],
-        "film_frames": 9,
-    },
-}
+TRAVERSAL = {"num_ddim_steps": 2, "num_frames": 4, "num_pairs": 2, "num_radii": 2, "radii": [0.6, 1.0, 1.2]}
+SMALL = {"06_traversal.ipynb": {**TRAVERSAL, "film_frames": 9}}
 
 MODELS = """
 from torch.nn.functional import normalize
-from isodiff.diffusion.pretrained import load_pipeline
-from isodiff.geometry import project_to_tangent
-from isodiff.metrics.generator import Generator, draw_latents
-from isodiff.plots.inline import show
-from isodiff.plots.style import use_style
+from isodiff.diffusion import load_pipeline
+import torch
+from isodiff.geometry import lerp, project_to_tangent, slerp
+from isodiff.metrics import Generator, draw_latents
+from isodiff.plots import show, use_style
 from isodiff.widgets import DirectionExplorer, LatentTraversal, SphereExplorer
 use_style()
 generators = {model: Generator(load_pipeline(f"digits16/{model}"), 2) for model in ("base", "isometric")}
@@ -69,10 +53,14 @@ latents = draw_latents((1, 16, 16), 0, 3, seed=0)
 DIRECTIONS = """
 tangent = project_to_tangent(draw_latents((1, 16, 16), 3, 6, seed=0), latents)
 directions = normalize(tangent.flatten(1), dim=1).reshape(3, 1, 1, 16, 16)
-DirectionExplorer(generators, latents, dict.fromkeys(generators, directions), num_frames=17)
+sigma = dict.fromkeys(generators, torch.ones(3, 1))
+DirectionExplorer(
+    generators, latents, dict.fromkeys(generators, directions), sigma=sigma, max_gamma=8.0, num_frames=17
+)
 """
 EXPLORERS = [
-    "traversal = LatentTraversal(generators, latents, num_frames=17)\nshow(traversal.figure())",
+    'paths = {"slerp": slerp, "lerp": lerp}\n'
+    "traversal = LatentTraversal(generators, latents, paths=paths, num_frames=17)\nshow(traversal.figure())",
     "traversal",
     DIRECTIONS,
     "SphereExplorer()",
@@ -81,12 +69,8 @@ EXPLORERS = [
 
 def with_widgets(folder: Path) -> list[str]:
     """Return the names of the notebooks that have a cell tagged ``widget``."""
-    found = []
-    for path in sorted(folder.glob("*.ipynb")):
-        cells = nbformat.read(path, as_version=4).cells
-        if any("widget" in cell.metadata.get("tags", []) for cell in cells):
-            found.append(path.name)
-    return found
+    notebooks = {path.name: nbformat.read(path, as_version=4).cells for path in sorted(folder.glob("*.ipynb"))}
+    return [name for name, cells in notebooks.items() if any("widget" in c.metadata.get("tags", []) for c in cells)]
 
 
 def for_widgets(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -104,17 +88,15 @@ def for_widgets(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 def names(source: str) -> tuple[set[str], set[str]]:
     """Return the names that a cell binds, and those that it takes from elsewhere."""
-    cell = symtable(source, "cell", "exec")
 
     def taken_within(scope: SymbolTable) -> set[str]:
-        inner = [taken_within(child) for child in scope.get_children()]
+        inner = map(taken_within, scope.get_children())
         return {symbol.get_name() for symbol in scope.get_symbols() if symbol.is_global()}.union(*inner)
 
+    cell = symtable(source, "cell", "exec")
     bound = {symbol.get_name() for symbol in cell.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
-    taken = {symbol.get_name() for symbol in cell.get_symbols() if symbol.is_referenced()}.union(
-        *map(taken_within, cell.get_children())
-    )
-    return bound, taken - bound
+    used = {symbol.get_name() for symbol in cell.get_symbols() if symbol.is_referenced()}
+    return bound, used.union(*map(taken_within, cell.get_children())) - bound
 
 
 def open_and_run(page: Page, lab: Lab, name: str, *, timeout: float | None = None) -> None:
@@ -195,8 +177,7 @@ def readout(handle: Locator) -> float:
 
 def press_arrow(page: Page, handle: Locator) -> int:
     """Move a slider up by the keyboard."""
-    handle.focus()
-    page.keyboard.press("ArrowRight")
+    handle.press("ArrowRight")
     return 1
 
 
@@ -268,10 +249,11 @@ def test_explorers_follow_keyboard_and_mouse(
     assert complaints == []
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", with_widgets(COURSE))
 def test_notebooks_of_the_course(page: Page, lab: Lab, name: str, complaints: list[str], screenshots: Path) -> None:
     path = COURSE / name
-    sizes = check_parameters(path, "cpu", SMALL.get(name, {}))
+    sizes = check_parameters(path, SMALL.get(name, {}))
     sized = parameterize_notebook(load_notebook_node(str(path)), sizes)
     nbformat.write(for_widgets(sized), lab.folder / name)
     open_and_run(page, lab, name, timeout=COURSE_MILLISECONDS)
@@ -285,6 +267,7 @@ def test_notebooks_of_the_course(page: Page, lab: Lab, name: str, complaints: li
     assert complaints == []
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", NAMES)
 def test_every_notebook_opens_whole(page: Page, lab: Lab, name: str, complaints: list[str], screenshots: Path) -> None:
     """As committed, nothing run: every formula is set, every figure is drawn, no table is cut off."""
@@ -300,6 +283,7 @@ def test_every_notebook_opens_whole(page: Page, lab: Lab, name: str, complaints:
     assert complaints == []
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", NAMES)
 def test_every_page_opens_whole(page: Page, name: str, tmp_path: Path, screenshots: Path) -> None:
     """As `isodiff run` exports it: every figure is drawn, no table is cut off, nothing is wider than the page."""

@@ -1,8 +1,7 @@
-"""The table of the papers' data sets: its numbers are the paper's, they are checked, and without a hub it says so."""
+"""The door to images: its names, the table of the papers' data sets, and what it says without a connection."""
 
 from __future__ import annotations
 
-import io
 import re
 import subprocess
 import sys
@@ -12,164 +11,134 @@ from pathlib import Path
 import datasets
 import huggingface_hub
 import pytest
-from PIL import Image
 
 from isodiff.datasets import CATALOGUE, catalogue, open_dataset
-from isodiff.datasets.hub import fetch_command
+
+from .pictures import flat, write_table, write_tar
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-def _rows(count: int) -> datasets.Dataset:
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8), (255, 0, 0)).save(buffer, "PNG")
-    cells = [{"bytes": buffer.getvalue(), "path": None}] * count
-    features = datasets.Features({"mask": datasets.Image(), "img": datasets.Image()})
-    return datasets.Dataset.from_dict({"mask": cells, "img": cells}, features=features)
+RED = flat(255, 0, 0)
 
 
 @pytest.fixture
-def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return an empty cache of a machine without a connection, as HF_HUB_OFFLINE=1 and HF_HOME make it."""
-    cache = tmp_path / "hub"
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    datasets.disable_progress_bars()
-    return cache
-
-
-def _fetched(cache: Path, count: int) -> None:
-    """Put CIFAR-10's repository into the cache, with another number of images, as `hf download` lays it out."""
-    folder = cache / "datasets--uoft-cs--cifar10"
+def fetched(hub_cache: Path) -> None:
+    """Put CIFAR-10's repository into the cache, with three images, as `hf download` lays it out."""
+    folder = hub_cache / "datasets--uoft-cs--cifar10"
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text(COMMIT)
-    data = folder / "snapshots" / COMMIT / "plain_text"
-    data.mkdir(parents=True)
-    _rows(count).to_parquet(data / "train-00000-of-00001.parquet")
+    write_table(folder / "snapshots" / COMMIT / "plain_text", [RED] * 3)
 
 
-def test_the_counts_are_the_papers() -> None:
-    """Sec. 4.1 of the paper, and the table's own text of it."""
+@pytest.mark.parametrize(
+    ("spec", "resolution", "message"),
+    [
+        *[
+            (spec, 8, rf"unknown dataset '{spec}'; accepted are 'faces', 'digits'.*'lsun-bedroom'")
+            for spec in (
+                *("", "mnist", "folder", "folder:", "hub:", "stream:", "faces:3", "digits:", "Digits"),
+                *("CIFAR10", "cifar10=", "cifar10=faces", "cifar10=hub:", "cifar10:x"),
+            )
+        ],
+        *[("digits", side, "resolution must be a positive whole number") for side in (0, -4, 8.0, True, "16")],
+        *[("digits", side, f"8 to 64 pixels.*got {side}") for side in (7, 65)],
+    ],
+)
+def test_bad_input_is_refused(spec: str, resolution: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_dataset(spec, resolution)
+
+
+def test_the_table_is_the_papers_and_well_formed() -> None:
     counts = {name: source.paper_count for name, source in CATALOGUE.items() if source.paper_count}
     assert counts == {"cifar10": 50_000, "celebahq": 14_342, "lsun-church": 126_227, "lsun-bedroom": 3_033_042}
     assert "50,000, 14,342, 126,227, and 3,033,042" in " ".join(catalogue.__doc__.split())
-    assert {name: source.resolution for name, source in CATALOGUE.items() if source.resolution != 256} == {
-        "cifar10": 32
-    }
-    assert [name for name, source in CATALOGUE.items() if source.streamed] == ["lsun-bedroom", "imagenet"]
+    for source in CATALOGUE.values():
+        kind, repository, revision = re.fullmatch(r"(hub|stream):([^@#]+)(@[0-9a-f]{40})?#.+", source.spec).groups()
+        huggingface_hub.utils.validate_repo_id(repository)
+        assert revision or repository in ("uoft-cs/cifar10", "ILSVRC/imagenet-1k")
+        assert (kind == "stream") == (source.count > 300_000)  # too large to fetch and index first
+        assert source.note or source.paper_count in (None, source.count)
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
-def test_entries_are_well_formed(name: str) -> None:
-    """Repositories and revisions have the hub's form; what is read as a stream says so."""
-    source = CATALOGUE[name]
-    huggingface_hub.utils.validate_repo_id(source.repository)
-    assert source.revision is None or re.fullmatch("[0-9a-f]{40}", source.revision)
-    assert source.terms
-    assert source.note or source.paper_count in (None, source.count)
-    assert source.spec.startswith("stream:" if source.streamed else "hub:")
-    assert source.spec.endswith(f"#{source.split}")
-
-
-@pytest.mark.parametrize("name", CATALOGUE)
-@pytest.mark.usefixtures("offline")
 def test_offline_each_name_fails_at_once_with_the_command_that_fetches_it(name: str) -> None:
-    """One line: the name, the repository, the command."""
-    source = CATALOGUE[name]
+    repository, _, revision = CATALOGUE[name].spec.partition(":")[2].partition("#")[0].partition("@")
     with pytest.raises(ConnectionError) as failure:
-        open_dataset(name, source.resolution)
+        open_dataset(name, 32)
     message = str(failure.value)
-    assert message.startswith(f"{name}: the hub could not be asked for {source.repository!r}")
-    command = f"`hf download {source.repository} --repo-type dataset"
-    assert (f"{command} --revision {source.revision}`" if source.revision else f"{command}`") in message
+    assert message.startswith(f"{name}: the hub could not be asked for {repository!r}")
+    option = f" --revision {revision}" if revision else ""
+    assert f"`hf download {repository} --repo-type dataset{option}`" in message
     assert "HF_HUB_OFFLINE=1" in message
     assert "\n" not in message
 
 
+def test_the_command_is_one_that_the_installed_library_has() -> None:
+    shown = subprocess.check_output([Path(sys.executable).parent / "hf", "download", "--help"], text=True)
+    assert all(option in shown for option in ("--repo-type", "--revision"))
+
+
 def test_without_a_connection_it_takes_no_half_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     """The one question that comes first is not repeated; the library's own attempts last 23 seconds."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nothing answers here
     monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    asked = []
-    sleep = time.sleep
+    asked, sleep = [], time.sleep
     monkeypatch.setattr(time, "sleep", lambda seconds: (asked.append(seconds), sleep(0)))
-    with pytest.raises(
-        ConnectionError, match=r"^cifar10: the hub could not be asked for 'uoft-cs/cifar10' \(.*hf down"
-    ):
+    with pytest.raises(ConnectionError, match=r"^cifar10: the hub could not be asked for 'uoft-cs/cifar10'.*hf down"):
         open_dataset("cifar10", 32)
     assert sum(asked) < 5
 
 
-def test_the_command_is_one_that_the_installed_library_has() -> None:
-    """Program, subcommand and options."""
-    program, subcommand, _, *options = fetch_command("uoft-cs/cifar10", COMMIT).split()
-    installed = Path(sys.executable).parent / program
-    shown = subprocess.run([installed, subcommand, "--help"], capture_output=True, text=True, check=True).stdout
-    assert all(option in shown for option in options[::2])
-    assert options == ["--repo-type", "dataset", "--revision", COMMIT]
-
-
-def test_what_was_fetched_opens_offline(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the table's name, split and column, although another column of images comes first."""
-    _fetched(offline, 3)
-    monkeypatch.setitem(
-        CATALOGUE, "cifar10", catalogue.Source("uoft-cs/cifar10", "train", "img", 3, None, 3, 32, False, "-")
-    )
-    images = open_dataset("cifar10", 8)
-    assert len(images) == 3
-    assert images[0][:, 0, 0].tolist() == [1, -1, -1]
-
-
-def test_another_number_of_images_is_an_error_with_a_way_around(offline: Path) -> None:
-    """Both numbers are named; the way around that the message names works."""
-    _fetched(offline, 3)
+@pytest.mark.usefixtures("fetched")
+def test_what_was_fetched_opens_offline_if_it_holds_as_many_images_as_stated(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"holds 3 images where 50,000 are expected") as failure:
         open_dataset("cifar10", 8)
     (way,) = set(re.findall(r"hub:[^ ;,]+", str(failure.value)))
-    assert len(open_dataset(way, 8)) == 3
-
-
-def test_a_number_that_is_not_the_papers_is_a_warning(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the hub has opens, and says what the paper has."""
-    _fetched(offline, 3)
-    source = catalogue.Source("uoft-cs/cifar10", "train", "img", 3, None, 7, 32, False, "-", "the rest is lost")
-    monkeypatch.setitem(CATALOGUE, "cifar10", source)
+    assert len(open_dataset(way, 8)) == 3  # the way around that the message names
+    entry = CATALOGUE["cifar10"]._replace(count=3, paper_count=3)
+    monkeypatch.setitem(CATALOGUE, "cifar10", entry)
+    assert [image[:, 0, 0].tolist() for image in open_dataset("cifar10", 8)] == [[1, -1, -1]] * 3
+    monkeypatch.setitem(CATALOGUE, "cifar10", entry._replace(paper_count=7, note="the rest is lost"))
     with pytest.warns(UserWarning, match=r"cifar10 is hub:.* with 3 images, where the paper has 7: the rest is lost"):
         open_dataset("cifar10", 8)
 
 
 def test_a_copy_of_ones_own_is_checked_against_the_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever holds it."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    (tmp_path / "own").mkdir()
-    for i in range(3):
-        Image.new("RGB", (8, 8), (255, 0, 0)).save(tmp_path / "own" / f"{i}.png")
-    (tmp_path / "table").mkdir()
-    _rows(3).to_parquet(tmp_path / "table" / "train.parquet")
-    copies = [f"folder:{tmp_path / 'own'}", f"hub:{tmp_path / 'table'}", f"stream:{tmp_path / 'table'}#train=3"]
+    table = write_table(tmp_path / "table", [RED] * 3)
+    own = write_tar(tmp_path / "own.tar", {f"{i}.png": RED for i in range(3)})
+    copies = [f"folder:{own}", f"hub:{table}", f"stream:{table}#train=3"]
     for copy in copies:
         with pytest.raises(ValueError, match=r"(3 images where 14,342|14,342 images where 3) are expected"):
             open_dataset(f"celebahq={copy}", 8)
-    source = catalogue.Source("a/b", "train", "image", 5, None, 3, 256, False, "-", "-")
-    monkeypatch.setitem(CATALOGUE, "celebahq", source)
+    monkeypatch.setitem(CATALOGUE, "celebahq", CATALOGUE["celebahq"]._replace(paper_count=3))
     assert [len(open_dataset(f"celebahq={copy}", 8)) for copy in copies] == [3, 3, 3]
 
 
-@pytest.mark.parametrize("spec", ["cifar10=", "cifar10=faces", "cifar10=hub:", "cifar10:x", "CIFAR10", "stream:"])
-def test_unknown_forms_of_the_names(spec: str) -> None:
-    """The error repeats the spec and lists what is accepted."""
-    with pytest.raises(ValueError, match=rf"unknown dataset '{re.escape(spec)}'.*accepted are .*'lsun-bedroom'"):
-        open_dataset(spec, 8)
+# Data sets of the hub
 
 
-def test_a_column_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The columns there are are named."""
-    from isodiff.datasets.hub import open_hub
+def test_the_column_of_images_is_found_by_its_type_and_a_bad_cell_is_left_out(tmp_path: Path) -> None:
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    table = write_table(tmp_path / "set", [*(flat(*colour) for colour in colours), b"bad"])
+    write_table(table, [RED], split="test")
+    with pytest.warns(UserWarning, match=r"skipped 1 of 4 images in hub:.*: 00000003 \(not an image\)"):
+        images = open_dataset(f"hub:{table}", 8)
+    assert [image[:, 3, 3].tolist() for image in images] == [[1, -1, -1], [-1, 1, -1], [-1, -1, 1]]
+    assert images.horizontal_flip
+    assert len(open_dataset(f"hub:{table}#test", 8)) == 1
 
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    _rows(1).to_parquet(tmp_path / "train.parquet")
-    with pytest.raises(ValueError, match=r"no column 'image' of type Image, only .*img"):
-        open_hub(str(tmp_path), 8, column="image")
+
+def test_what_the_hub_has_not_is_named(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "set", [RED])
+    with pytest.raises(ValueError, match=r"does not open \(.*Unknown split .?validation.*accepted are NAME"):
+        open_dataset(f"hub:{table}#validation", 8)
+    (tmp_path / "words").mkdir()
+    datasets.Dataset.from_dict({"text": ["a"]}).to_parquet(tmp_path / "words" / "train.parquet")
+    with pytest.raises(ValueError, match=r"no column of type Image, only .*text"):
+        open_dataset(f"hub:{tmp_path / 'words'}", 8)
+    with pytest.raises(ConnectionError, match=r"could not be asked for 'someone/some-photographs'.*accepted are NAME"):
+        open_dataset("hub:someone/some-photographs@main", 8)
+    with pytest.raises(FileNotFoundError, match=r"no data set .* was found .*accepted are NAME"):
+        open_dataset(f"hub:{tmp_path / 'no' / 'where'}", 8)

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isodiff.datasets import open_dataset
-from isodiff.datasets.face_factors import estimate_factors
-from isodiff.datasets.faces import FACTORS, FacesDataset, render, sample_factors
+from isodiff.datasets import FACTORS, FacesDataset, estimate_factors, open_dataset, render, sample_factors
 
 
 def _factors(num: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     return sample_factors(num, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-@pytest.mark.parametrize("resolution", [16, 32, 64])
-def test_images_stay_in_range_and_differ(resolution: int) -> None:
-    images = render(_factors(16), resolution)
-    assert images.shape == (16, 3, resolution, resolution)
+def test_images_stay_in_range_and_differ() -> None:
+    images = render(_factors(16), 32)
+    assert images.shape == (16, 3, 32, 32)
     assert images.abs().max() <= 1
     assert torch.pdist(images.flatten(1)).min() > 1
 
@@ -28,12 +27,8 @@ def test_derivative_agrees_with_finite_differences() -> None:
     z, direction = 0.9 * _factors(4), _factors(4, seed=1)
     _, analytic = torch.func.jvp(lambda f: render(f, 16), (z,), (direction,))
     step = 1e-6
-    numeric = (render((z + step * direction).clamp(-1, 1), 16) - render((z - step * direction).clamp(-1, 1), 16)) / (
-        2 * step
-    )
-    inside = ((z + step * direction).abs() <= 1).all(1) & ((z - step * direction).abs() <= 1).all(1)
-    assert inside.any()
-    torch.testing.assert_close(analytic[inside], numeric[inside], atol=1e-6, rtol=1e-5)
+    numeric = (render(z + step * direction, 16) - render(z - step * direction, 16)) / (2 * step)
+    torch.testing.assert_close(analytic, numeric, atol=1e-6, rtol=1e-5)
 
 
 def test_tangent_space_has_full_rank() -> None:
@@ -51,9 +46,8 @@ def test_tangent_space_has_full_rank() -> None:
 
 def test_mirroring_turns_the_head() -> None:
     z = _factors(8)
-    mirrored = z.clone()
-    mirrored[:, FACTORS.index("pose")] *= -1
-    difference = (render(z, 64).flip(3) - render(mirrored, 64)).square().mean()
+    turned = torch.tensor([-1.0 if name == "pose" else 1.0 for name in FACTORS], dtype=z.dtype)
+    difference = (render(z, 64).flip(3) - render(turned * z, 64)).square().mean()
     unrelated = (render(z, 64) - render(_factors(8, seed=9), 64)).square().mean()
     assert difference < 0.01 * unrelated  # only the highlights in the eyes stay on one side
 
@@ -94,8 +88,7 @@ def test_images_off_the_manifold_are_far() -> None:
 
 
 def test_dataset_is_deterministic_and_batched() -> None:
-    dataset = FacesDataset(16, num_images=100, seed=3)
-    again = open_dataset("faces", 16, seed=3)
+    dataset, again = FacesDataset(16, num_images=100, seed=3), open_dataset("faces", 16, seed=3)
     batch = dataset.__getitems__([5, 0, 99])
     assert len(dataset) == 100
     torch.testing.assert_close(batch[0], dataset[5])
@@ -106,34 +99,21 @@ def test_dataset_is_deterministic_and_batched() -> None:
 
 
 @pytest.mark.parametrize(
-    ("factors", "resolution", "message"),
+    ("refused", "message"),
     [
-        (torch.zeros(2, 9), 32, r"\(B, 10\).*got .*\(2, 9\)"),
-        (torch.zeros(10), 32, r"got .*\(10,\)"),
-        (torch.zeros(2, 10, dtype=torch.int64), 32, "int64"),
-        (torch.full((1, 10), 1.5), 32, r"\[-1, 1\].*1\.5"),
-        (torch.full((1, 10), float("nan")), 32, r"\[-1, 1\].*nan"),
-        (torch.zeros(1, 10), 4, "8 to 1024 pixels; got 4"),
+        (lambda: render(torch.zeros(2, 9), 32), r"\(B, 10\).*got .*\(2, 9\)"),
+        (lambda: render(torch.zeros(10), 32), r"got .*\(10,\)"),
+        (lambda: render(torch.zeros(2, 10, dtype=torch.int64), 32), "int64"),
+        (lambda: render(torch.full((1, 10), 1.5), 32), r"\[-1, 1\].*1\.5"),
+        (lambda: render(torch.full((1, 10), torch.nan), 32), r"\[-1, 1\].*nan"),
+        (lambda: render(torch.zeros(1, 10), 4), "8 to 1024 pixels; got 4"),
+        (lambda: FacesDataset(4), "8 to 1024 pixels; got 4"),
+        (lambda: FacesDataset(32, num_images=0), "at least 1; got 0"),
+        (lambda: estimate_factors(torch.zeros(2, 1, 32, 32)), r"\(B, 3, R, R\).*\(2, 1, 32, 32\)"),
+        (lambda: estimate_factors(torch.zeros(2, 3, 32, 16)), r"\(2, 3, 32, 16\)"),
+        (lambda: estimate_factors(torch.full((1, 3, 16, 16), torch.inf)), "finite"),
     ],
 )
-def test_bad_factors_are_refused(factors: torch.Tensor, resolution: int, message: str) -> None:
+def test_bad_input_is_refused(refused: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        render(factors, resolution)
-
-
-@pytest.mark.parametrize(
-    ("images", "message"),
-    [
-        (torch.zeros(2, 1, 32, 32), r"\(B, 3, R, R\).*\(2, 1, 32, 32\)"),
-        (torch.zeros(2, 3, 32, 16), r"\(2, 3, 32, 16\)"),
-        (torch.full((1, 3, 16, 16), float("inf")), "finite"),
-    ],
-)
-def test_bad_images_are_refused(images: torch.Tensor, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        estimate_factors(images)
-
-
-def test_empty_dataset_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least 1; got 0"):
-        FacesDataset(32, num_images=0)
+        refused()

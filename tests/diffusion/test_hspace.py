@@ -6,19 +6,16 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 
-from isodiff.diffusion.hspace import encode
-from isodiff.diffusion.pretrained import build_unet
-from isodiff.geometry.jacobian import jvp, vjp
+from isodiff.diffusion.hspace import bottleneck_hook, encode
+from isodiff.diffusion.models import build_unet
+from isodiff.geometry import jvp, vjp
 
 _SMALL = {
-    "sample_size": 16,
-    "block_out_channels": (8, 16),
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "attention_head_dim": 4,
+    **{"sample_size": 16, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4},
+    **{"attention_head_dim": 4, "down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2},
 }
 _LAYOUTS = {
-    "plain": {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2},
+    "plain": {},
     "attention": {
         "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
         "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
@@ -28,11 +25,7 @@ _LAYOUTS = {
         "up_block_types": ("SkipUpBlock2D",) * 2,
         "norm_num_groups": 8,
     },
-    "centred": {
-        "down_block_types": ("DownBlock2D",) * 2,
-        "up_block_types": ("UpBlock2D",) * 2,
-        "center_input_sample": True,
-    },
+    "centred": {"center_input_sample": True},
 }
 
 
@@ -41,10 +34,9 @@ def _noise(*shape: int) -> torch.Tensor:
 
 
 def _hooked(unet: UNet2DModel, x: torch.Tensor, t: torch.Tensor | int) -> torch.Tensor:
-    seen = []
-    handle = unet.mid_block.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
-    unet(x, t)
-    handle.remove()
+    seen: list[torch.Tensor] = []
+    with bottleneck_hook(unet, seen.append):
+        unet(x, t)
     return seen[0]
 
 
@@ -59,12 +51,14 @@ def test_encode_is_what_a_hook_on_the_mid_block_sees(layout: str, t: torch.Tenso
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("architecture", ["faces32", "digits16"])
-def test_own_architectures(architecture: str) -> None:
-    unet = build_unet(architecture)
-    side, channels = unet.config.sample_size, unet.config.in_channels
-    x = _noise(2, channels, side, side)
-    torch.testing.assert_close(encode(unet, x, 500), _hooked(unet, x, 500), atol=0, rtol=0)
+def test_a_bottleneck_hook_sees_h_and_replaces_it() -> None:
+    unet, x, seen = build_unet("digits16"), _noise(2, 1, 16, 16), []
+    with bottleneck_hook(unet, seen.append):
+        watched = unet(x, 300).sample
+    torch.testing.assert_close(watched, unet(x, 300).sample, atol=0, rtol=0)
+    torch.testing.assert_close(seen[0], encode(unet, x, 300), atol=0, rtol=0)
+    with bottleneck_hook(unet, torch.zeros_like):
+        assert not torch.allclose(unet(x, 300).sample, watched, atol=1e-3)
 
 
 def test_decoder_does_not_run() -> None:

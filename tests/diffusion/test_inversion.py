@@ -1,37 +1,20 @@
-"""Inversion finds the latent that the sampler started from, and says how nearly."""
+"""Inversion finds what the sampler started from, the latent or a point at a noise level, and says how nearly."""
 
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from isodiff.datasets.images import open_digits
-from isodiff.diffusion.inversion import invert
-from isodiff.diffusion.pretrained import build_pipeline, load_pipeline
+from isodiff.datasets import open_dataset
+from isodiff.diffusion.inversion import NoiseLevel, invert
+from isodiff.diffusion.models import build_pipeline, load_pipeline
 from isodiff.diffusion.process import ddim_invert, ddim_sample
 
-
-class _Linear(torch.nn.Module):
-    """The exact predictor of noise or velocity, times `gain`, for data x₀ ~ N(0, s² I): linear in x_t."""
-
-    def __init__(self, scheduler: DDPMScheduler, scale: float = 0.6, gain: float = 1.0) -> None:
-        super().__init__()
-        self.scheduler, self.scale, self.gain, self.calls = scheduler, scale, gain, 0
-        self.config = SimpleNamespace(in_channels=1, sample_size=4)
-
-    def forward(self, x: Tensor, t: Tensor) -> SimpleNamespace:
-        self.calls += 1
-        alpha_bar = self.scheduler.alphas_cumprod.to(x)[t]
-        variance = alpha_bar * self.scale**2 + 1 - alpha_bar
-        eps, clean = x * (1 - alpha_bar).sqrt() / variance, x * alpha_bar.sqrt() * self.scale**2 / variance
-        velocity = alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * clean
-        prediction = eps if self.scheduler.config.prediction_type == "epsilon" else velocity
-        return SimpleNamespace(sample=self.gain * prediction)
+from .tiny import Gaussian
 
 
 def images(count: int = 2, *, scale: float = 0.6, shape: tuple[int, ...] = (1, 4, 4)) -> Tensor:
@@ -40,12 +23,7 @@ def images(count: int = 2, *, scale: float = 0.6, shape: tuple[int, ...] = (1, 4
 
 
 def digits(count: int) -> Tensor:
-    data = open_digits(16)
-    return torch.stack([data[i] for i in range(count)])
-
-
-def unclipped(scheduler: DDPMScheduler) -> DDPMScheduler:
-    return DDPMScheduler.from_config(scheduler.config, clip_sample=False)
+    return torch.stack(open_dataset("digits", 16).__getitems__(range(count)))
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
@@ -54,7 +32,7 @@ def unclipped(scheduler: DDPMScheduler) -> DDPMScheduler:
 def test_a_converged_inversion_is_undone_exactly_by_the_sampler(kind: str, spacing: str, num_steps: int) -> None:
     """In all spacings, also where num_steps does not divide T and the sampler's grid is uneven."""
     scheduler = DDPMScheduler(prediction_type=kind, clip_sample=False, timestep_spacing=spacing)
-    unet, x_0 = _Linear(scheduler), images()
+    unet, x_0 = Gaussian(scheduler), images()
     found = invert(unet, scheduler, x_0, num_steps, refinements=60)
     torch.testing.assert_close(found.reconstruction, x_0, atol=1e-8, rtol=0)
     torch.testing.assert_close(ddim_sample(unet, scheduler, found.latents, num_steps), x_0, atol=1e-8, rtol=0)
@@ -66,25 +44,24 @@ def test_a_converged_inversion_is_undone_exactly_by_the_sampler(kind: str, spaci
 def test_a_converged_inversion_returns_to_the_latents_that_were_sampled_from() -> None:
     scheduler = DDPMScheduler(clip_sample=False, timestep_spacing="trailing")
     x_T = images(scale=0.2)
-    sampled = ddim_sample(_Linear(scheduler), scheduler, x_T, 10)
-    torch.testing.assert_close(invert(_Linear(scheduler), scheduler, sampled, 10, refinements=60).latents, x_T)
+    sampled = ddim_sample(Gaussian(scheduler), scheduler, x_T, 10)
+    torch.testing.assert_close(invert(Gaussian(scheduler), scheduler, sampled, 10, refinements=60).latents, x_T)
 
 
 def test_a_sampler_that_clips_changes_nothing_where_nothing_is_clipped() -> None:
     clips = DDPMScheduler(clip_sample=True, timestep_spacing="trailing")
     x_0 = images(scale=0.05)
-    found = invert(_Linear(clips), clips, x_0, 10, refinements=60)
+    found = invert(Gaussian(clips), clips, x_0, 10, refinements=60)
     torch.testing.assert_close(found.reconstruction, x_0, atol=1e-8, rtol=0)
 
 
-@pytest.mark.parametrize("num_steps", [4, 10])
-def test_without_refinement_it_is_plain_ddim_inversion(num_steps: int) -> None:
+def test_without_refinement_it_is_plain_ddim_inversion() -> None:
     pipeline = build_pipeline("digits16")
     x_0 = digits(2)
-    found = invert(pipeline.unet, pipeline.scheduler, x_0, num_steps)
+    found = invert(pipeline.unet, pipeline.scheduler, x_0, 10)
     with torch.no_grad():
-        plain = ddim_invert(pipeline.unet, pipeline.scheduler, x_0, num_steps)
-        again = ddim_sample(pipeline.unet, pipeline.scheduler, plain, num_steps)
+        plain = ddim_invert(pipeline.unet, pipeline.scheduler, x_0, 10)
+        again = ddim_sample(pipeline.unet, pipeline.scheduler, plain, 10)
     torch.testing.assert_close(found.latents, plain, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(found.error, (again - x_0).square().mean((1, 2, 3)), atol=1e-5, rtol=1e-3)
     torch.testing.assert_close(found.error, (found.reconstruction - x_0).square().mean((1, 2, 3)))
@@ -93,7 +70,7 @@ def test_without_refinement_it_is_plain_ddim_inversion(num_steps: int) -> None:
 def test_each_refinement_of_a_contraction_shrinks_the_residual_at_its_rate() -> None:
     """One step t → −1 with ε = c x: x ← √ᾱ x₀ + √(1−ᾱ) c x contracts by √(1−ᾱ) c."""
     scheduler = DDPMScheduler(clip_sample=False, timestep_spacing="leading", steps_offset=300)
-    unet, x_0 = _Linear(scheduler), images()
+    unet, x_0 = Gaussian(scheduler), images()
     alpha_bar = scheduler.alphas_cumprod[300].double()
     rate = (1 - alpha_bar) / (alpha_bar * 0.36 + 1 - alpha_bar)
     sizes = torch.stack([invert(unet, scheduler, x_0, 1, refinements=k).residuals[:, 0] for k in range(4)])
@@ -103,7 +80,7 @@ def test_each_refinement_of_a_contraction_shrinks_the_residual_at_its_rate() -> 
 def test_an_iteration_that_diverges_keeps_its_best_iterate_and_says_so() -> None:
     """ε three times too large makes the iteration expand; every refinement is worse, none is taken."""
     scheduler = DDPMScheduler(clip_sample=False, timestep_spacing="leading", steps_offset=300)
-    unet, x_0 = _Linear(scheduler, gain=3.0), images()
+    unet, x_0 = Gaussian(scheduler, gain=3.0), images()
     plain, refined = (invert(unet, scheduler, x_0, 1, refinements=k) for k in (0, 9))
     torch.testing.assert_close(refined.latents, plain.latents, atol=0, rtol=0)
     torch.testing.assert_close(refined.residuals, plain.residuals, atol=0, rtol=0)
@@ -112,14 +89,14 @@ def test_an_iteration_that_diverges_keeps_its_best_iterate_and_says_so() -> None
 
 def test_the_cost_is_what_the_documentation_says() -> None:
     scheduler = DDPMScheduler(clip_sample=False, timestep_spacing="trailing")
-    unet = _Linear(scheduler)
+    unet = Gaussian(scheduler)
     invert(unet, scheduler, images(), 10, refinements=3)
     assert unet.calls == (3 + 2) * 10 + 10
 
 
 def test_on_digits_the_error_falls_with_steps_and_refinement_at_least_halves_it() -> None:
     pipeline, x_0 = load_pipeline("digits16/base"), digits(4)
-    scheduler = unclipped(pipeline.scheduler)
+    scheduler = DDPMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
     plain = [invert(pipeline.unet, scheduler, x_0, n).error.mean() for n in (5, 10, 20)]
     refined = [invert(pipeline.unet, scheduler, x_0, n, refinements=3).error.mean() for n in (5, 10)]
     assert plain[0] > plain[1] > plain[2]
@@ -138,12 +115,7 @@ def test_rows_do_not_depend_on_each_other() -> None:
 @pytest.mark.parametrize(
     ("x_0", "num_steps", "refinements", "message"),
     [
-        (
-            torch.zeros(1, 1, 32, 32),
-            5,
-            0,
-            r"x_0 must have the shape \(B, 1, 16, 16\) of this model; got \(1, 1, 32, 32\)",
-        ),
+        (torch.zeros(1, 1, 32, 32), 5, 0, r"x_0 must have the shape \(B, 1, 16, 16\) of this model; got \(1, 1, 32, "),
         (torch.zeros(1, 3, 16, 16), 5, 0, r"\(B, 1, 16, 16\).*got \(1, 3, 16, 16\)"),
         (torch.zeros(1, 16, 16), 5, 0, r"got \(1, 16, 16\)"),
         (torch.zeros(0, 1, 16, 16), 5, 0, r"got \(0, 1, 16, 16\)"),
@@ -165,14 +137,101 @@ def test_steps_without_an_inverse_are_refused() -> None:
     options = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "clip_sample": False}
     noise_form = DDPMScheduler(**options)
     with pytest.raises(ValueError, match="the step from t = 999 has no inverse"):
-        invert(_Linear(noise_form), noise_form, images(), 5)
+        invert(Gaussian(noise_form), noise_form, images(), 5)
     velocity = DDPMScheduler(prediction_type="v_prediction", **options)
-    assert invert(_Linear(velocity), velocity, images(), 5).error.isfinite().all()
+    assert invert(Gaussian(velocity), velocity, images(), 5).error.isfinite().all()
     with pytest.raises(ValueError, match="the step from t = 999 has no inverse"):
-        invert(_Linear(velocity), velocity, images(), 1)
+        invert(Gaussian(velocity), velocity, images(), 1)
 
 
 def test_a_model_that_overflows_is_an_error() -> None:
     scheduler = DDPMScheduler(clip_sample=False, timestep_spacing="trailing")
     with pytest.raises(FloatingPointError, match="t = 199 is not finite"):
-        invert(_Linear(scheduler, gain=math.inf), scheduler, images(), 5)
+        invert(Gaussian(scheduler, gain=math.inf), scheduler, images(), 5)
+
+
+def points(count: int = 3) -> Tensor:
+    return torch.randn(count, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("share", [0.2, 0.6, 1.0])
+def test_the_score_of_gaussian_data_is_exact(kind: str, spacing: str, share: float) -> None:
+    scheduler = DDPMScheduler(prediction_type=kind, clip_sample=False, timestep_spacing=spacing)
+    unet, x = Gaussian(scheduler), points()
+    level = NoiseLevel(unet, scheduler, share=share, num_steps=20)
+    torch.testing.assert_close(level.score(x), -x / unet.variance(level.t, x), rtol=1e-5, atol=0)
+    clean = level.alpha * unet.scale**2 / unet.variance(level.t, x) * x  # E[x₀ | x_t] of Gaussian data
+    torch.testing.assert_close(level.filtered(x), level.alpha * clean, rtol=1e-5, atol=1e-6)
+    assert level.t <= share * 1000 - 1 < level.t + 50
+    assert level.alpha**2 + level.sigma**2 == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_the_full_level_is_the_sampler_and_the_inversion(spacing: str) -> None:
+    pipeline = load_pipeline("digits16/base")
+    scheduler = DDPMScheduler.from_config(pipeline.scheduler.config, clip_sample=False, timestep_spacing=spacing)
+    images = digits(2)
+    level = NoiseLevel(pipeline.unet, scheduler, share=1.0, num_steps=8)
+    whole, found = invert(pipeline.unet, scheduler, images, 8, refinements=1), level.invert(images, refinements=1)
+    torch.testing.assert_close(found.latents, whole.latents)
+    torch.testing.assert_close(found.residuals, whole.residuals)
+    with torch.no_grad():
+        sampled = ddim_sample(pipeline.unet, scheduler, whole.latents, 8)
+    torch.testing.assert_close(level.decode(found.latents, batch_size=1), sampled.clamp(-1, 1), rtol=0, atol=1e-4)
+
+
+def test_a_lower_level_takes_the_last_steps_and_gives_images_back_better() -> None:
+    pipeline = load_pipeline("digits16/base")
+    scheduler = DDPMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    images = digits(4)
+    levels = [NoiseLevel(pipeline.unet, scheduler, share=share, num_steps=20) for share in (0.3, 0.6, 1.0)]
+    assert [level.num_steps_below for level in levels] == [6, 12, 20]
+    errors = [level.invert(images, refinements=3).error.mean().item() for level in levels]
+    assert errors[0] < errors[1] < 0.01
+    found = levels[1].invert(images)
+    assert found.residuals.shape == (4, 12)
+    torch.testing.assert_close(levels[1].decode(found.latents), found.reconstruction.clamp(-1, 1), rtol=0, atol=1e-5)
+
+
+def test_clipping_follows_the_scheduler() -> None:
+    pipeline = load_pipeline("digits16/base")
+    clipped, free = (
+        NoiseLevel(pipeline.unet, DDPMScheduler.from_config(pipeline.scheduler.config, clip_sample=clip), num_steps=5)
+        for clip in (True, False)
+    )
+    x = 3 * torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert not torch.equal(clipped.decode(x), free.decode(x))
+    assert torch.equal(clipped.score(x), free.score(x))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"share": 0.0}, "share must lie in"),
+        ({"share": 1.5}, "share must lie in"),
+        ({"share": 0.01, "num_steps": 10}, "none of the sampler's 10 steps lies within share 0.01"),
+        ({"num_steps": 0}, "num_steps must be 1 to 1000"),
+        ({"prediction_type": "sample"}, "'epsilon' or 'v_prediction'; got 'sample'"),
+    ],
+)
+def test_bad_levels_are_refused(options: dict, message: str) -> None:
+    scheduler = DDPMScheduler(timestep_spacing="trailing", prediction_type=options.pop("prediction_type", "epsilon"))
+    with pytest.raises(ValueError, match=message):
+        NoiseLevel(Gaussian(scheduler), scheduler, **options)
+
+
+@pytest.mark.parametrize(
+    ("method", "x", "options", "message"),
+    [
+        ("decode", torch.zeros(1, 1, 5, 5), {}, "x must have the shape"),
+        ("invert", torch.zeros(1, 3, 4, 4), {}, "x_0 must have the shape"),
+        ("decode", torch.zeros(1, 1, 4, 4), {"batch_size": 0}, "batch_size must be at least 1"),
+        ("invert", torch.zeros(1, 1, 4, 4), {"refinements": -1}, "refinements must be at least 0"),
+    ],
+)
+def test_bad_points_are_refused(method: str, x: Tensor, options: dict, message: str) -> None:
+    scheduler = DDPMScheduler(clip_sample=False)
+    with pytest.raises(ValueError, match=message):
+        getattr(NoiseLevel(Gaussian(scheduler), scheduler), method)(x, **options)

@@ -1,191 +1,239 @@
-"""Models go in and out as ordinary diffusers pipelines, and the commands survive interruption."""
+"""Batches, steps and gradients of one run over several processes: two of them, or two passes, train as one.
+
+`accelerate launch` runs this very file on two processes; what they find is compared here with one process.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDPMPipeline
+from accelerate import Accelerator
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
 
-from isodiff.cli import main
-from isodiff.diffusion.pretrained import build_pipeline, build_unet, load_pipeline, save_pipeline
+from isodiff.datasets.faces import FacesDataset
+from isodiff.diffusion import FinetuneConfig, TrainingInterrupted, TrainingState, train
+from isodiff.diffusion.finetune import finetune
+from isodiff.diffusion.run_folder import Checkpoint
+from isodiff.diffusion.training import TrainingStep, derived_seed, global_batches, seeded
 
-SMALL = ["--dataset", "digits", "--batch-size", "2", "--device", "cpu", "--checkpoint-every", "2"]
-
-
-def _pretrain(output: Path, *options: str) -> list[str]:
-    return [
-        "pretrain",
-        "--architecture",
-        "digits16",
-        "--output",
-        str(output),
-        "--num-steps",
-        "3",
-        *SMALL,
-        *options,
-    ]
+ONE_STEP = FinetuneConfig(
+    num_steps=1, batch_size=16, lambda_iso=0.3, normalize=True, p=0.0, num_probes=2, max_grad_norm=1e9, ema_decay=0.0
+)
+CHEAP = replace(ONE_STEP, regularize_fraction=0.5, regularize_every=2, isometry_route="differences")
+STEPS = replace(ONE_STEP, num_steps=4, batch_size=4, checkpoint_every=2, horizontal_flip=True)
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
-def _finetune(base: Path, output: Path, *options: str) -> list[str]:
-    return [
-        "finetune",
-        "--base",
-        str(base),
-        "--output",
-        str(output),
-        "--num-steps",
-        "2",
-        "--p",
-        "0",
-        *SMALL,
-        *options,
-    ]
+def _tiny(dtype: torch.dtype = torch.float32, *, seed: int = 0) -> DDPMPipeline:
+    torch.manual_seed(seed)
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    unet = UNet2DModel(8, block_out_channels=(4, 8), norm_num_groups=4, layers_per_block=1, **blocks)
+    return DDPMPipeline(unet=unet.to(dtype), scheduler=DDPMScheduler())
+
+
+def _images() -> FacesDataset:
+    return FacesDataset(8, num_images=20)
+
+
+def _one_step(config: FinetuneConfig, dtype: torch.dtype, file: Path) -> tuple[dict[str, float], Tensor]:
+    """Take one step and return its state and gradient, which the checkpoint has as Adam's first moment, a tenth."""
+    (state,) = finetune(_tiny(dtype), _images(), config, accelerator=Accelerator(cpu=True), checkpoint=file)
+    moments = torch.load(io.BytesIO(file.read_bytes()[32:]), weights_only=True)["parts"]["optimizer"]["state"]
+    return vars(state), 10 * torch.cat([moments[i]["exp_avg"].flatten() for i in range(len(moments))])
+
+
+def _fails(attempt: Callable[[], object]) -> str:
+    with pytest.raises((OSError, ValueError)) as failure:
+        attempt()
+    return f"{failure.type.__name__}: {failure.value}"
+
+
+def _two_processes(folder: Path) -> None:
+    """Do on each process what the tests look at, and write down what it saw."""
+    accelerator = Accelerator(cpu=True)
+    rank, seen, kept = accelerator.process_index, {"num_processes": accelerator.num_processes}, {}
+    if rank:
+        Checkpoint._write = None  # it may not be called: the main process writes
+
+    for name, dtype in DTYPES.items():
+        for passes in (1, 2):
+            config, cut = replace(ONE_STEP, gradient_accumulation_steps=passes), f"{name}-{passes}"
+            seen[cut], kept[cut] = _one_step(config, dtype, folder / cut)
+    cheap = replace(CHEAP, gradient_accumulation_steps=4)
+    seen["cheap"], kept["cheap"] = _one_step(cheap, torch.float64, folder / "cheap")
+
+    def run(file: Path, **options: object) -> tuple[DDPMPipeline, list[TrainingState]]:
+        pipeline = _tiny(seed=rank)  # the second process starts from other weights, which must not matter
+        steps, states = finetune(pipeline, _images(), STEPS, checkpoint=file, accelerator=accelerator, **options), []
+        with contextlib.suppress(TrainingInterrupted):
+            states.extend(steps)
+        return pipeline, states
+
+    pipeline, states = run(folder / "straight.pt")
+    seen["straight"] = [vars(state) for state in states]
+    asked = iter([0, 0, signal.SIGTERM if rank else 0, 0])  # one process alone receives the signal, at step 3
+    _, states = run(folder / "stopped.pt", stop=lambda: next(asked))
+    seen["stopped after"] = len(states)
+    resumed, states = run(folder / "stopped.pt")
+    seen["resumed at"] = states[0].step
+    kept["weights"] = [torch.cat([p.flatten() for p in model.unet.parameters()]) for model in (pipeline, resumed)]
+    train(_tiny(seed=rank), _images(), STEPS, folder / "model", accelerator=accelerator, progress=False)
+
+    def full(*_arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    Checkpoint._write = full
+    seen["full disk"] = _fails(partial(run, folder / "full.pt"))
+    odd = finetune(_tiny(), _images(), replace(STEPS, batch_size=5), accelerator=accelerator)
+    seen["odd batch"] = _fails(partial(next, odd))
+    (folder / f"seen-{rank}.json").write_text(json.dumps(seen))
+    torch.save(kept, folder / f"kept-{rank}.pt")
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("models") / "base"
-    assert main(_pretrain(output)) == 0
-    return output
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory in which two processes have done `_two_processes`."""
+    folder = tmp_path_factory.mktemp("processes")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # On a machine without GPU, --multi_gpu means several processes; --cpu would start one, whatever --num_processes.
+    launch = ["--multi_gpu", "--num_processes", "2", "--main_process_port", str(port), __file__, str(folder)]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *launch]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr[-5000:]
+    return folder
 
 
-def test_the_result_is_an_ordinary_pipeline(base: Path) -> None:
-    assert sorted(p.name for p in base.iterdir()) == [
-        "model_index.json",
-        "scheduler",
-        "training.json",
-        "unet",
-    ]
-    assert [p.name for p in (base / "unet").iterdir() if p.suffix != ".json"] == ["diffusion_pytorch_model.safetensors"]
-    code = (
-        "import sys; from diffusers import DDPMPipeline; p = DDPMPipeline.from_pretrained(sys.argv[1]);"
-        "p.set_progress_bar_config(disable=True); print(p(num_inference_steps=2, output_type='np').images.shape);"
-        "assert not any(m.startswith('isodiff') for m in sys.modules)"
-    )
-    shown = subprocess.run([sys.executable, "-c", code, str(base)], capture_output=True, text=True, check=True)
-    assert shown.stdout.split("\n")[0] == "(1, 16, 16, 1)"
+@pytest.fixture(scope="module")
+def seen(folder: Path) -> list[dict]:
+    """What each of the two processes saw, with its gradients and weights."""
+    told = [json.loads((folder / f"seen-{rank}.json").read_text()) for rank in (0, 1)]
+    return [process | {"kept": torch.load(folder / f"kept-{rank}.pt")} for rank, process in enumerate(told)]
 
 
-def test_finetune_records_what_was_done(base: Path, tmp_path: Path) -> None:
-    assert main(_finetune(base, tmp_path / "iso", "--lambda-iso", "0.5", "--normalize")) == 0
-    record = json.loads((tmp_path / "iso" / "training.json").read_text())
-    assert record["config"]["lambda_iso"] == 0.5
-    assert record["config"]["normalize"] is True
-    assert record["dataset"] == "digits"
-    assert record["base"] == str(base)
-    assert len(record["curves"]["step"]) == 2
-    assert all(value > 0 for value in record["curves"]["isotropy"])
-    assert {"isodiff", "torch", "diffusers", "accelerate"} <= record["versions"].keys()
-    assert not any(str(base) in file.read_text() for file in (tmp_path / "iso" / "unet").glob("*.json"))
-    changed = load_pipeline(tmp_path / "iso").unet.conv_in.weight - load_pipeline(base).unet.conv_in.weight
-    assert changed.abs().max() > 0
-
-
-def test_a_finished_run_is_not_repeated_or_overwritten(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = (base / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns
-    assert main(_pretrain(base)) == 0
-    assert (base / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns == before
-    assert main(_pretrain(base, "--learning-rate", "0.1")) == 2
-    assert "learning_rate = 0.0005 there, 0.1 now" in capsys.readouterr().err
-
-
-def test_a_killed_command_resumes_to_the_same_weights(tmp_path: Path) -> None:
-    options = ["--num-steps", "20", "--seed", "7", "--resolution", "8"]
-    command = [sys.executable, "-m", "isodiff", *_pretrain(tmp_path / "killed", *options)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "killed" / "checkpoint.safetensors").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "killed" / "model_index.json").exists()
-    for name in ("killed", "whole"):
-        resumed = [sys.executable, "-m", "isodiff", *_pretrain(tmp_path / name, *options)]
-        subprocess.run(resumed, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    weights = [load_pipeline(tmp_path / name).unet.state_dict() for name in ("killed", "whole")]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    records = [json.loads((tmp_path / name / "training.json").read_text()) for name in ("killed", "whole")]
-    assert records[0]["curves"] == records[1]["curves"]
-
-
-def test_round_trip_is_bit_exact(tmp_path: Path) -> None:
-    pipeline = build_pipeline("digits16", seed=4)
-    save_pipeline(pipeline, tmp_path / "m")
-    save_pipeline(pipeline, tmp_path / "m")  # over an existing model
-    loaded = DDPMPipeline.from_pretrained(tmp_path / "m")
-    for name, tensor in pipeline.unet.state_dict().items():
-        assert torch.equal(tensor, loaded.unet.state_dict()[name])
-    assert loaded.scheduler.config.timestep_spacing == "trailing"
-    assert not list(tmp_path.glob(".*"))
-
-
-def test_a_checkpoint_cut_short_is_refused(tmp_path: Path) -> None:
-    save_pipeline(build_pipeline("digits16"), tmp_path / "m")
-    file = tmp_path / "m" / "unet" / "diffusion_pytorch_model.safetensors"
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(ValueError, match=r"cannot load the pipeline in 'm'.*train it again"):
-        load_pipeline(tmp_path / "m")
-
-
-def test_pickled_weights_are_refused(tmp_path: Path) -> None:
-    build_pipeline("digits16").save_pretrained(tmp_path / "m", safe_serialization=False)
-    with pytest.raises(ValueError, match="cannot load the pipeline"):
-        load_pipeline(tmp_path / "m")
-
-
-def test_unknown_models_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"model_index\.json, one shipped here"):
-        load_pipeline(tmp_path / "nothing")
-    with pytest.raises(ValueError, match="unknown architecture 'vgg'; accepted: faces32, digits16"):
-        build_unet("vgg")
-    with pytest.raises(ValueError, match="multiple of 4, at least 8; got 30"):
-        build_unet("digits16", resolution=30)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["pretrain", "--dataset", "cats", "--output", "o"], "unknown dataset 'cats'"),
-        (["pretrain", "--dataset", "folder:/nowhere", "--output", "o"], "/nowhere"),
-        (
-            ["pretrain", "--dataset", "digits", "--architecture", "vgg", "--output", "o"],
-            "accepted: faces32, digits16",
-        ),
-        (
-            ["pretrain", "--dataset", "digits", "--output", "o", "--batch-size", "0"],
-            "batch_size must be at least 1; got 0",
-        ),
-        (["pretrain", "--dataset", "digits", "--output", "o", "--device", "quantum"], "quantum"),
-        (
-            ["finetune", "--base", "nowhere", "--dataset", "faces", "--output", "o"],
-            "no diffusers pipeline at 'nowhere'",
-        ),
-        (
-            ["finetune", "--base", "nowhere", "--dataset", "faces", "--output", "o", "--p", "2"],
-            "p must lie in [0, 1]; got 2.0",
-        ),
-    ],
-)
-def test_bad_commands_end_in_one_line(
-    arguments: list[str],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-10), ("float32", 1e-5)])
+def test_processes_and_passes_give_the_loss_and_gradient_of_one(
+    seen: list[dict], tmp_path: Path, dtype: str, tolerance: float
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(arguments) == 2
-    error = capsys.readouterr().err.strip()
-    assert message in error
-    assert "\n" not in error
-    assert not (tmp_path / "o").exists()
+    assert [process["num_processes"] for process in seen] == [2, 2]
+    one, gradient = _one_step(ONE_STEP, DTYPES[dtype], tmp_path / "one")
+    two = replace(ONE_STEP, gradient_accumulation_steps=2)
+    found = {"one, two passes": _one_step(two, DTYPES[dtype], tmp_path / "two")}
+    for rank in (0, 1):
+        for name in (f"{dtype}-1", f"{dtype}-2"):
+            found[f"process {rank}, {name}"] = seen[rank][name], seen[rank]["kept"][name]
+    for name, (state, other) in found.items():
+        assert state == pytest.approx(one, rel=tolerance), name
+        assert (other - gradient).norm() <= tolerance * gradient.norm(), name
+    _, plain = _one_step(replace(ONE_STEP, lambda_iso=0.0), DTYPES[dtype], tmp_path / "plain")
+    assert (plain - gradient).norm() > 0.1 * gradient.norm(), "the isometry term has a share in it"
+
+
+def test_a_cheaper_term_is_the_same_however_it_is_cut(seen: list[dict], tmp_path: Path) -> None:
+    """Half of the rows, by differences: two processes of four passes against one process and pass."""
+    one, gradient = _one_step(CHEAP, torch.float64, tmp_path / "one")
+    assert [process["cheap"] for process in seen] == [pytest.approx(one, rel=1e-7)] * 2
+    assert all((process["kept"]["cheap"] - gradient).norm() <= 1e-7 * gradient.norm() for process in seen)
+
+
+def test_two_processes_resume_to_the_same_bits_end_together_and_write_one_model(folder: Path, seen: list[dict]) -> None:
+    weights = [model for process in seen for model in process["kept"]["weights"]]
+    assert all(torch.equal(weights[0], other) for other in weights[1:])
+    assert seen[0]["straight"] == seen[1]["straight"]
+    assert [process["stopped after"] for process in seen] == [3, 3]
+    assert [process["resumed at"] for process in seen] == [4, 4]
+    curves = json.loads((folder / "model" / "training.json").read_text())["curves"]
+    assert curves["dsm"] == [state["dsm"] for state in seen[0]["straight"]]
+
+
+def test_a_full_disk_ends_all_processes(seen: list[dict]) -> None:
+    for process in seen:
+        assert process["full disk"].startswith("OSError: the checkpoint of step 2 could not be written to ")
+        assert "No space left on device" in process["full disk"]
+
+
+def test_one_process_goes_on_from_the_checkpoint_of_two(folder: Path, seen: list[dict], tmp_path: Path) -> None:
+    (tmp_path / "c.pt").write_bytes((folder / "straight.previous.pt").read_bytes())
+    run = finetune(_tiny(), _images(), STEPS, checkpoint=tmp_path / "c.pt", accelerator=Accelerator(cpu=True))
+    with pytest.warns(UserWarning, match="was written by 2 processes: it goes on the same to rounding"):
+        states = list(run)
+    assert [vars(state) for state in states] == [pytest.approx(state, rel=1e-3) for state in seen[0]["straight"][2:]]
+
+
+def test_what_processes_cannot_share_is_refused(seen: list[dict]) -> None:
+    expected = "batch_size must be a multiple of processes × gradient_accumulation_steps = 2 × 1; got 5"
+    assert [process["odd batch"] for process in seen] == [f"ValueError: {expected}"] * 2
+    odd = replace(STEPS, gradient_accumulation_steps=3)
+    with pytest.raises(ValueError, match="= 1 × 3; got 4"):
+        next(finetune(_tiny(), _images(), odd, accelerator=Accelerator(cpu=True)))
+    with pytest.raises(ValueError, match=r"\(3, 16, 16\); this model needs \(3, 8, 8\)"):
+        next(finetune(_tiny(), FacesDataset(16, num_images=4), STEPS, accelerator=Accelerator(cpu=True)))
+
+
+# One process
+
+
+def _batches(num_images: int, config: FinetuneConfig, start: int = 0, **options: bool) -> list[list[int]]:
+    return list(global_batches(num_images, config, start, Accelerator(cpu=True), **options))
+
+
+@given(st.integers(1, 12), st.integers(1, 9), st.integers(1, 12), st.booleans())
+def test_a_run_that_starts_later_goes_on_as_the_whole(images: int, size: int, steps: int, sequential: bool) -> None:
+    """From any step, in either order; an epoch holds every image once, and a stream's positions go on beyond it."""
+    config = FinetuneConfig(num_steps=steps, batch_size=size, seed=3)
+    whole = _batches(images, config, sequential=sequential)
+    assert [len(batch) for batch in whole] == [size] * steps
+    for start in range(steps + 1):
+        assert _batches(images, config, start, sequential=sequential) == whole[start:]
+    rows = [position for batch in whole for position in batch]
+    assert not sequential or rows == list(range(size * steps))
+    for epoch in range(len(rows) // images):
+        part = rows[epoch * images : (epoch + 1) * images]
+        assert sorted(position % images for position in part) == list(range(images))
+
+
+def test_random_numbers_are_what_they_were_for_every_run_so_far() -> None:
+    """So that shipped models can be made again: seeds of NumPy's seed sequence over (seed, step, purpose's place)."""
+    accelerator = Accelerator(cpu=True)
+    step, purposes = TrainingStep(3, 7, accelerator), ("epoch", "flip", "dsm", "isometry", "layers", "posterior")
+    for place, purpose in enumerate(purposes):
+        assert step.generator(purpose).initial_seed() == derived_seed(7, 3, place)
+    assert derived_seed(7, 3, 2) == 8034915097316094625
+    epochs = [TrainingStep(epoch, 7, accelerator).generator("epoch") for epoch in range(2)]
+    expected = torch.cat([torch.randperm(10, generator=epoch) for epoch in epochs]).tolist()
+    batches = torch.tensor(_batches(10, FinetuneConfig(num_steps=5, batch_size=4, seed=7)))
+    assert batches.flatten().tolist() == expected
+
+
+def test_layers_draw_the_same_at_the_same_step_and_pass_alone() -> None:
+    before, drawn = torch.get_rng_state(), []
+    for number, part in ((1, 0), (1, 0), (1, 1), (2, 0)):
+        with TrainingStep(number, 0, Accelerator(cpu=True)).layers(part):
+            drawn.append(tuple(torch.rand(3).tolist()))
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn)) == 3
+    with seeded(5, torch.device("cpu")):
+        assert torch.equal(torch.rand(2), torch.rand(2, generator=torch.Generator().manual_seed(5)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+if __name__ == "__main__":
+    _two_processes(Path(sys.argv[1]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from diffusers import (
@@ -17,6 +18,33 @@ from diffusers import (
     UNet2DModel,
     VQModel,
 )
+from torch import Tensor
+
+BLOCKS = {"block_out_channels": (4, 8), "norm_num_groups": 4, "layers_per_block": 1}
+
+
+class Gaussian(torch.nn.Module):
+    """The exact predictor of noise or velocity, times `gain`, for data x₀ ~ N(0, s² I): linear in x_t."""
+
+    def __init__(self, scheduler: DDPMScheduler, scale: float = 0.6, gain: float = 1.0) -> None:
+        super().__init__()
+        self.scheduler, self.scale, self.gain, self.calls = scheduler, scale, gain, 0
+        self.config = SimpleNamespace(in_channels=1, sample_size=4)
+
+    def variance(self, t: Tensor | int, x: Tensor) -> Tensor:
+        """Return that of x_t, ᾱ s² + 1 − ᾱ."""
+        alpha_bar = self.scheduler.alphas_cumprod.to(x)[t].view(-1, 1, 1, 1)
+        return alpha_bar * self.scale**2 + 1 - alpha_bar
+
+    def forward(self, x: Tensor, t: Tensor | int) -> SimpleNamespace:
+        self.calls += 1
+        alpha_bar = self.scheduler.alphas_cumprod.to(x)[t].view(-1, 1, 1, 1)
+        eps = x * (1 - alpha_bar).sqrt() / self.variance(t, x)
+        clean = x * alpha_bar.sqrt() * self.scale**2 / self.variance(t, x)
+        velocity = alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * clean
+        return SimpleNamespace(
+            sample=self.gain * (eps if self.scheduler.config.prediction_type == "epsilon" else velocity)
+        )
 
 
 def tiny_unet(channels: int = 3, size: int = 8) -> UNet2DModel:
@@ -25,10 +53,8 @@ def tiny_unet(channels: int = 3, size: int = 8) -> UNet2DModel:
         sample_size=size,
         in_channels=channels,
         out_channels=channels,
-        block_out_channels=(4, 8),
-        norm_num_groups=4,
-        layers_per_block=1,
         attention_head_dim=4,
+        **BLOCKS,
         down_block_types=("DownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "UpBlock2D"),
     )
@@ -71,25 +97,15 @@ def tiny_stable_diffusion(folder: Path, prediction: str = "epsilon", seed: int =
     (folder / "merges.txt").write_text("#version: 0.2\n")
     tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=8)
     torch.manual_seed(seed)
-    text = CLIPTextConfig(
-        vocab_size=len(symbols),
-        hidden_size=8,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=8,
-        bos_token_id=10,
-        eos_token_id=11,
-        pad_token_id=11,
-    )
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tokens = {"vocab_size": len(symbols), "max_position_embeddings": 8, "bos_token_id": 10}
+    text = CLIPTextConfig(**sizes, **tokens, eos_token_id=11, pad_token_id=11)
     unet = UNet2DConditionModel(
         sample_size=8,
         in_channels=2,
         out_channels=2,
-        block_out_channels=(4, 8),
-        norm_num_groups=4,
-        layers_per_block=1,
         attention_head_dim=2,
+        **BLOCKS,
         cross_attention_dim=8,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),

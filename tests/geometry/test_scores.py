@@ -13,15 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from isodiff.geometry.manifold_scores import NoisyShell, c_arc, curve, helix, two_moons
-from isodiff.geometry.scores import AnalyticScore, GaussianMixture, LowRankGaussian
+from isodiff.geometry import AnalyticScore, GaussianMixture, LowRankGaussian, NoisyShell, c_arc, curve, helix, two_moons
 
 KINDS: dict[str, Callable[[float], AnalyticScore]] = {
     "low rank": lambda sigma: LowRankGaussian(
-        basis=rotation(5)[:, :2], variances=torch.tensor([0.5, 2.0]), alpha=0.7, sigma=sigma
+        basis=rotation(5)[:, :2], variances=torch.tensor([0.25, 1.0]), sigma=sigma
     ),
     "mixture": lambda sigma: GaussianMixture(means=noise(4, 3), weights=torch.tensor([1.0, 2, 3, 0]), sigma=sigma),
-    "circle": lambda sigma: NoisyShell(sigma=sigma, radius=1.3),
+    "circle": lambda sigma: NoisyShell(sigma=sigma),
     "sphere": lambda sigma: NoisyShell(sigma=sigma, shell_dimension=3),
     "arc": c_arc,
     "moons": two_moons,
@@ -65,24 +64,11 @@ def test_scores_can_be_differentiated_twice_and_their_jacobians_are_symmetric(ki
     torch.testing.assert_close(J, J.mT)
 
 
-@pytest.mark.parametrize("sigma", [0.2, 0.5])
-def test_densities_integrate_to_one(kind: Callable, sigma: float) -> None:
-    """By importance sampling from a broad Gaussian, whose standard error is part of the check."""
-    score = kind(sigma)
-    d, scale = score.dimension, 1.5
-    x = scale * noise(20_000, d)
-    proposal = -(x / scale).square().sum(1) / 2 - d * math.log(2 * math.pi * scale**2) / 2
-    total = torch.cat([score.log_density(part) for part in x.split(2_000)]).sub(proposal).exp()
-    error = total.std() / math.sqrt(len(x))
-    assert error < 0.15
-    assert (total.mean() - 1).abs() < 4 * error
-
-
 def test_densities_are_those_of_scipy() -> None:
     low_rank, mixture = KINDS["low rank"](0.4), KINDS["mixture"](0.4)
     x = noise(10, 5)
     U, variances = low_rank.basis, low_rank.variances.double()
-    covariance = 0.7**2 * U * variances @ U.T + 0.4**2 * torch.eye(5, dtype=torch.float64)
+    covariance = U * variances @ U.T + 0.4**2 * torch.eye(5, dtype=torch.float64)
     expected = scipy.stats.multivariate_normal(cov=covariance.numpy()).logpdf(x.numpy())
     np.testing.assert_allclose(low_rank.log_density(x).numpy(), expected, rtol=1e-10)
 
@@ -100,17 +86,6 @@ def test_densities_are_those_of_scipy() -> None:
         np.testing.assert_allclose(ours, radial, rtol=1e-8)
 
 
-def test_the_jacobian_of_a_low_rank_gaussian_is_minus_the_precision() -> None:
-    score = KINDS["low rank"](0.4)
-    J = jacobian(score, noise(3, 5))
-    U, variances = score.basis, score.variances.double()
-    precision = torch.linalg.inv(0.7**2 * U * variances @ U.T + 0.4**2 * torch.eye(5, dtype=torch.float64))
-    torch.testing.assert_close(J, -precision.expand(3, 5, 5))
-    tangent = 0.4**2 / (0.7**2 * variances + 0.4**2)
-    expected = torch.cat([tangent, torch.ones(3, dtype=torch.float64)]).sort().values
-    torch.testing.assert_close(torch.linalg.eigvalsh(-(0.4**2) * J[0]), expected)
-
-
 @pytest.mark.parametrize(
     ("d", "sigma", "ridge"),
     [(2, 0.1, 0.99496), (2, 0.2, 0.97936), (2, 0.4, 0.90687), (3, 0.1, 0.98990), (3, 0.2, 0.95826), (3, 0.4, 0.80012)],
@@ -118,6 +93,9 @@ def test_the_jacobian_of_a_low_rank_gaussian_is_minus_the_precision() -> None:
 def test_ridge_and_eigenvalues_of_the_shell(d: int, sigma: float, ridge: float) -> None:
     shell = NoisyShell(sigma=sigma, shell_dimension=d)
     assert shell.ridge_radius == pytest.approx(ridge, abs=5e-6)
+    edge = 1 / math.sqrt(d)  # beyond it noise fills the hole
+    assert NoisyShell(sigma=1.001 * edge, shell_dimension=d).ridge_radius == 0
+    assert 0 < NoisyShell(sigma=0.99 * edge, shell_dimension=d).ridge_radius < 0.3
     turned = rotation(d)[0]
     assert shell(shell.ridge_radius * turned[None]).norm() < 1e-12 / sigma**2
     for r in (0.3, 0.8, shell.ridge_radius, 1.2):
@@ -131,34 +109,11 @@ def test_ridge_and_eigenvalues_of_the_shell(d: int, sigma: float, ridge: float) 
         torch.testing.assert_close(J @ across, tangent * across, rtol=1e-8, atol=1e-9)
 
 
-def test_there_is_no_ridge_once_noise_fills_the_hole() -> None:
-    for d in (2, 3):
-        edge = 2 / math.sqrt(d)
-        assert NoisyShell(sigma=1.001 * edge, radius=2.0, shell_dimension=d).ridge_radius == 0
-        assert 0 < NoisyShell(sigma=0.99 * edge, radius=2.0, shell_dimension=d).ridge_radius < 0.6
-        # at the origin the score grows outward exactly as long as there is a hole
-        outward = [NoisyShell(sigma=s * edge, radius=2.0, shell_dimension=d)(torch.eye(1, d)) for s in (0.9, 1.1)]
-        probe = [
-            jacobian(NoisyShell(sigma=s * edge, radius=2.0, shell_dimension=d), torch.zeros(1, d))[0, 0, 0]
-            for s in (0.9, 1.1)
-        ]
-        assert probe[0] > 0 > probe[1]
-        assert all(torch.isfinite(value).all() for value in outward)
-
-
 @given(seed=st.integers(0, 1000), d=st.sampled_from([2, 3]), sigma=st.floats(0.05, 2))
 def test_shells_are_rotation_equivariant(seed: int, d: int, sigma: float) -> None:
     shell, Q, x = NoisyShell(sigma=sigma, shell_dimension=d), rotation(d, seed), noise(10, d, seed=seed)
     torch.testing.assert_close(shell(x @ Q.T), shell(x) @ Q.T, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(shell.log_density(x @ Q.T), shell.log_density(x))
-
-
-def test_mixtures_move_with_their_means() -> None:
-    score, Q, x = KINDS["mixture"](0.3), rotation(3), noise(10, 3)
-    turned = GaussianMixture(means=score.means @ Q.T + 1, weights=score.weights, sigma=0.3)
-    torch.testing.assert_close(turned(x @ Q.T + 1), score(x) @ Q.T)
-    split = GaussianMixture(means=score.means.repeat(2, 1), weights=score.weights.repeat(2), sigma=0.3)
-    torch.testing.assert_close(split(x), score(x))
 
 
 def test_a_fine_mixture_on_the_circle_is_the_noisy_circle_up_to_a_known_ripple() -> None:
@@ -228,41 +183,23 @@ def test_nothing_overflows_fifty_sigma_away(kind: Callable, dtype: torch.dtype) 
         torch.testing.assert_close(score(x).double(), score(x.double()), rtol=1e-3, atol=1e-3 / sigma**2)
 
 
-def test_bad_scores_are_refused() -> None:
-    for sigma in (0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match=f"sigma must be a positive finite number, got {sigma}"):
-            NoisyShell(sigma=sigma)
-    with pytest.raises(ValueError, match="sigma must be a positive finite number"):
-        NoisyShell(sigma=0.1).with_sigma(0)
-    with pytest.raises(ValueError, match="radius must be a positive finite number, got 0"):
-        NoisyShell(sigma=0.1, radius=0.0)
-    with pytest.raises(ValueError, match=r"shell_dimension must be 2 \(a circle\) or 3 \(a sphere\), got 4"):
-        NoisyShell(sigma=0.1, shell_dimension=4)
-    with pytest.raises(ValueError, match=r"orthonormal columns.*differs from I by 3"):
-        LowRankGaussian(basis=2 * torch.eye(3)[:, :1], variances=torch.ones(1), sigma=0.1)
-    with pytest.raises(ValueError, match="variances must be 1 positive numbers"):
-        LowRankGaussian(basis=torch.eye(3)[:, :1], variances=torch.zeros(1), sigma=0.1)
-    with pytest.raises(ValueError, match="alpha must be positive, got 0"):
-        LowRankGaussian(basis=torch.eye(3)[:, :1], variances=torch.ones(1), alpha=0.0, sigma=0.1)
-    with pytest.raises(ValueError, match=r"means must be finite, \(k, d\) with k ≥ 1; got shape \(3,\)"):
-        GaussianMixture(means=torch.zeros(3), sigma=0.1)
-    for weights in (torch.ones(2), -torch.ones(3), torch.zeros(3), torch.full((3,), math.nan)):
-        with pytest.raises(ValueError, match="weights must be 3 numbers ≥ 0, not all of them 0"):
-            GaussianMixture(means=torch.eye(3), weights=weights, sigma=0.1)
-    with pytest.raises(ValueError, match="sigma must be at least the spacing of the points of a curve"):
-        c_arc(0.1).with_sigma(0.01)
-    with pytest.raises(ValueError, match="opening must lie between 0 and 180 degrees, got 180"):
-        c_arc(0.1, opening=180)
-    with pytest.raises(ValueError, match=r"points must be at least two, \(k, d\); got shape \(1, 2\)"):
-        curve(torch.zeros(1, 2), sigma=0.1)
+EYE = torch.eye(3)
+REFUSED = [
+    (lambda: NoisyShell(sigma=0.0), "sigma must be a positive finite number, got 0"),
+    (lambda: NoisyShell(sigma=0.1, shell_dimension=4), r"2 \(a circle\) or 3 \(a sphere\), got 4"),
+    (lambda: LowRankGaussian(basis=2 * EYE[:, :1], variances=EYE[0, :1], sigma=0.1), "orthonormal.* from I by 3"),
+    (lambda: LowRankGaussian(basis=EYE[:, :1], variances=torch.zeros(1), sigma=0.1), "must be 1 positive numbers"),
+    (lambda: GaussianMixture(means=torch.zeros(3), sigma=0.1), r"means must be finite, \(k, d\) .* got shape \(3,\)"),
+    (lambda: GaussianMixture(means=EYE, weights=torch.ones(2), sigma=0.1), "weights must be 3 numbers ≥ 0"),
+    (lambda: GaussianMixture(means=EYE, weights=EYE[0] / 0, sigma=0.1), "weights must be 3 numbers ≥ 0"),
+    (lambda: c_arc(0.1).with_sigma(0.01), "sigma must be at least the spacing of the points of a curve"),
+    (lambda: curve(torch.zeros(1, 2), sigma=0.1), r"points must be at least two, \(k, d\); got shape \(1, 2\)"),
+    (lambda: helix(0.1).distance(torch.zeros(2, 3, dtype=torch.int64)), r"of shape \(M, 3\), got torch.int64"),
+    (lambda: helix(0.1).sample(0), "n must be at least 1, got 0"),
+]
 
 
-def test_bad_points_are_refused() -> None:
-    score = helix(0.1)
-    for x in (torch.zeros(3), torch.zeros(2, 2), torch.zeros(2, 3, dtype=torch.int64)):
-        for method in (score, score.log_density, score.distance):
-            with pytest.raises(ValueError, match=r"x must be a floating-point tensor of shape \(M, 3\), got"):
-                method(x)
-    with pytest.raises(ValueError, match="n must be at least 1, got 0"):
-        score.sample(0)
-    assert torch.isnan(score(torch.full((1, 3), math.nan))).all()
+@pytest.mark.parametrize(("call", "message"), REFUSED)
+def test_bad_input_is_refused(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()

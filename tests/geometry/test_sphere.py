@@ -1,8 +1,9 @@
-"""The sphere: exact moments, the chart and its metric, tangents, and curves."""
+"""The sphere: exact moments, the chart and its metric, tangents, curves, great circles and parallel transport."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,13 +12,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from isodiff.geometry import (
+    combine,
     conformal_factor,
     expected_radius,
     inverse_stereographic,
     lerp,
+    move,
     project_to_tangent,
     slerp,
     stereographic,
+    transport,
 )
 
 # E‖x‖ to 16 digits, from log-gamma in 40-digit arithmetic.
@@ -32,9 +36,8 @@ EXACT_RADIUS = {
 }
 
 
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    """Draw float64 noise."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 @pytest.mark.parametrize(("n", "exact"), EXACT_RADIUS.items())
@@ -48,23 +51,6 @@ def test_expected_radius_obeys_its_recurrence(n: int) -> None:
     assert expected_radius(n) * expected_radius(n + 1) == pytest.approx(n, rel=1e-13)
 
 
-def test_expected_radius_is_the_mean_norm_of_noise() -> None:
-    norms = noise(200_000, 5).norm(dim=1)
-    assert abs(norms.mean() - expected_radius(5)) < 3 * norms.std() / math.sqrt(len(norms))
-
-
-@pytest.mark.parametrize("n", [0, 1, -3])
-def test_expected_radius_refuses_fewer_than_two_dimensions(n: int) -> None:
-    with pytest.raises(ValueError, match=f"at least 2.*{n}"):
-        expected_radius(n)
-
-
-@pytest.mark.parametrize("n", [2.0, True, "3"])
-def test_expected_radius_refuses_what_is_no_integer(n: object) -> None:
-    with pytest.raises(TypeError, match="integer"):
-        expected_radius(n)
-
-
 @given(st.integers(2, 40), st.floats(0.01, 1000.0), st.integers(0, 1000))
 @settings(deadline=None, max_examples=50)
 def test_chart_round_trip(n: int, radius: float, seed: int) -> None:
@@ -72,14 +58,6 @@ def test_chart_round_trip(n: int, radius: float, seed: int) -> None:
     x = radius * x / x.norm(dim=1, keepdim=True)
     back = inverse_stereographic(stereographic(x, radius), radius)
     assert (back - x).abs().max() < 1e-10 * radius
-
-
-def test_inverse_chart_lands_on_the_sphere_and_returns() -> None:
-    z = 3 * noise(10, 4)
-    radius = torch.linspace(0.5, 4, 10, dtype=torch.float64)
-    x = inverse_stereographic(z, radius)
-    torch.testing.assert_close(x.norm(dim=1), radius, rtol=1e-12, atol=0)
-    torch.testing.assert_close(stereographic(x, radius), z, rtol=1e-10, atol=1e-10)
 
 
 def test_south_pole_is_the_origin_and_the_equator_keeps_its_place() -> None:
@@ -103,12 +81,6 @@ def test_metric_of_eq_3_does_not_belong_to_the_chart_of_eq_2() -> None:
     torch.testing.assert_close(gram, flat * torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-10)
 
 
-def test_conformal_factor_in_the_sphere_s_own_coordinates() -> None:
-    x = noise(5, 4)
-    radius = x.norm(dim=1)
-    torch.testing.assert_close(conformal_factor(stereographic(x, radius), radius), (1 - x[:, -1] / radius) ** 2)
-
-
 def test_chart_accepts_float32_points_of_unnormalised_noise_at_their_own_radius() -> None:
     x = noise(4, 3072).float()
     assert stereographic(x, x.norm(dim=1)).shape == (4, 3071)
@@ -122,20 +94,12 @@ def test_projection_is_orthogonal_idempotent_and_keeps_tangents() -> None:
     torch.testing.assert_close(project_to_tangent(tangent + 5 * x, x), tangent)
 
 
-def test_slerp_runs_from_start_to_end_on_the_sphere() -> None:
-    a, b = noise(6, 3, 4, 4), noise(6, 3, 4, 4, seed=1)
-    torch.testing.assert_close(slerp(a, b, 0), a)
-    torch.testing.assert_close(slerp(a, b, 1), b)
-    t = torch.linspace(0, 1, 6, dtype=torch.float64)
-    expected = (1 - t) * a.flatten(1).norm(dim=1) + t * b.flatten(1).norm(dim=1)
-    torch.testing.assert_close(slerp(a, b, t).flatten(1).norm(dim=1), expected)
-
-
 @given(st.floats(0.0, 1.0), st.integers(0, 1000))
 @settings(deadline=None, max_examples=50)
-def test_slerp_divides_the_angle_as_t_says(t: float, seed: int) -> None:
+def test_slerp_divides_the_angle_and_the_change_of_radius_as_t_says(t: float, seed: int) -> None:
     a, b = noise(4, 5, seed=seed), noise(4, 5, seed=seed + 1)
     angle = torch.nn.functional.cosine_similarity(a, b).acos()
+    torch.testing.assert_close(slerp(a, b, t).norm(dim=1), (1 - t) * a.norm(dim=1) + t * b.norm(dim=1))
     part = torch.nn.functional.cosine_similarity(a, slerp(a, b, t)).clamp(-1, 1).acos()
     torch.testing.assert_close(part, t * angle, rtol=1e-6, atol=1e-6)
 
@@ -148,7 +112,7 @@ def test_slerp_reads_the_same_backwards_and_ignores_rotations() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("offset", [0.0, 1e-12, 1e-8, 1e-6, 1e-4, 1e-2])
+@pytest.mark.parametrize("offset", [0.0, 1e-12, 1e-8, 1e-4])
 @pytest.mark.parametrize("scale", [2.0, -2.0])
 def test_slerp_survives_collinear_and_antipodal_input(dtype: torch.dtype, offset: float, scale: float) -> None:
     a = noise(3, 6).to(dtype).requires_grad_()
@@ -160,13 +124,6 @@ def test_slerp_survives_collinear_and_antipodal_input(dtype: torch.dtype, offset
     torch.testing.assert_close(path[2].norm(dim=1), (a.norm(dim=1) + b.norm(dim=1)) / 2)
     for gradient in torch.autograd.grad(path.square().sum(), (a, b)):
         assert gradient.isfinite().all()
-
-
-def test_slerp_between_antipodes_is_deterministic_and_a_half_circle() -> None:
-    a = noise(2, 3)
-    middle = slerp(a, -a, 0.5)
-    assert (middle * a).sum(1).abs().max() < 1e-12
-    torch.testing.assert_close(middle, slerp(a, -a, 0.5), rtol=0, atol=0)
 
 
 def test_slerp_gradient_is_that_of_finite_differences_also_when_collinear() -> None:
@@ -188,94 +145,120 @@ def test_lerp_is_the_chord() -> None:
     torch.testing.assert_close(lerp(a, b, t), torch.stack([a[0], (a[1] + b[1]) / 2, b[2]]))
 
 
-def test_chart_refuses_the_pole() -> None:
-    with pytest.raises(ValueError, match="pole"):
-        stereographic(torch.tensor([[0.0, 0.0, 2.0]], dtype=torch.float64), 2.0)
+def tangents(x: Tensor, k: int, seed: int = 1) -> Tensor:
+    """Return k random tangent vectors at each row of x."""
+    drawn = noise(len(x), k, *x.shape[1:], seed=seed, dtype=x.dtype)
+    return torch.stack([project_to_tangent(v, x) for v in drawn.unbind(1)], 1)
 
 
-def test_chart_refuses_zero() -> None:
-    with pytest.raises(ValueError, match="lie on the sphere"):
-        stereographic(torch.zeros(1, 3), 1.0)
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    return a.flatten(2) @ b.flatten(2).mT
 
 
-def test_chart_refuses_points_off_the_sphere() -> None:
-    with pytest.raises(ValueError, match="lie on the sphere"):
-        stereographic(torch.tensor([[0.0, 1.1, 0.0]]), 1.0)
+@given(gamma=st.floats(-50, 50), seed=st.integers(0, 99))
+def test_a_move_keeps_the_radius_and_covers_the_arc(gamma: float, seed: int) -> None:
+    x = noise(2, 3, 16, 16, seed=seed, dtype=torch.float32)
+    direction = noise(2, 3, 16, 16, seed=seed + 100, dtype=torch.float32)
+    moved = move(x, direction, gamma)
+    assert (moved.flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1) - 1).abs().max() < 1e-5
+    exact = move(x.double(), direction.double(), gamma).flatten(1)
+    radius, start = x.double().flatten(1).norm(dim=1), x.double().flatten(1)
+    chord = (exact - start).norm(dim=1)
+    torch.testing.assert_close(2 * radius * torch.asin(chord / (2 * radius)), radius.new_full((2,), abs(gamma)))
 
 
-def test_chart_refuses_one_dimension() -> None:
-    with pytest.raises(ValueError, match="at least 2 columns"):
-        stereographic(torch.ones(2, 1), 1.0)
+def test_moves_in_the_plane_are_rotations() -> None:
+    x, direction = torch.tensor([[2.0, 0.0], [0.0, 3.0]]), torch.tensor([[5.0, 0.1], [1.0, 1.0]])
+    quarter = move(x, direction, torch.tensor([math.pi, 1.5 * math.pi]))
+    torch.testing.assert_close(quarter, torch.tensor([[0.0, 2.0], [3.0, 0.0]]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(move(x, direction, 0.0), x, atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("shape", [(3,), (2, 3, 4)])
-def test_chart_refuses_other_ranks(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="rank 2"):
-        stereographic(torch.ones(shape), 1.0)
-    with pytest.raises(ValueError, match="rank 2"):
-        inverse_stereographic(torch.ones(shape), 1.0)
+def test_moves_back_and_on_add_up() -> None:
+    x = noise(3, 1, 4, 4)
+    direction = tangents(x, 1)[:, 0]
+    once = move(x, direction, 1.3)
+    carried = transport(direction, x, once)
+    torch.testing.assert_close(move(once, carried, 0.9), move(x, direction, 2.2))
+    torch.testing.assert_close(move(once, carried, -1.3), x)
 
 
-@pytest.mark.parametrize("radius", [0.0, -1.0, math.nan, math.inf])
-def test_chart_refuses_a_radius_that_is_not_positive(radius: float) -> None:
-    with pytest.raises(ValueError, match="radius must be positive"):
-        inverse_stereographic(torch.ones(2, 2), radius)
+def test_a_combination_is_the_exponential_map_of_the_sum() -> None:
+    x = noise(3, 1, 4, 4)
+    directions = tangents(x, 2)
+    units = directions / directions.flatten(2).norm(dim=2).view(3, 2, 1, 1, 1)
+    total = 0.7 * units[:, 0] - 1.1 * units[:, 1]
+    combined = combine(x, directions, [0.7, -1.1])
+    for row in range(3):
+        length = total[row].norm().item()
+        torch.testing.assert_close(combined[row : row + 1], move(x[row : row + 1], total[row : row + 1], length))
+    torch.testing.assert_close(combine(x, directions, torch.tensor([[0.7, 0.0]] * 3)), move(x, directions[:, 0], 0.7))
+    torch.testing.assert_close(combine(x, directions.flip(1), [-1.1, 0.7]), combined)
 
 
-def test_chart_refuses_radii_of_another_batch() -> None:
-    with pytest.raises(ValueError, match=r"shape \(2,\)"):
-        conformal_factor(torch.ones(2, 2), torch.ones(3))
+def test_transport_is_an_isometry_of_tangent_spaces_and_undone_by_transport_back() -> None:
+    x, y = noise(4, 3, 4, 4), 1.7 * noise(4, 3, 4, 4, seed=5)
+    vectors = tangents(x, 3)
+    carried = transport(vectors, x, y)
+    close = {"atol": 1e-12, "rtol": 0}
+    torch.testing.assert_close(inner(carried, carried), inner(vectors, vectors), **close)
+    torch.testing.assert_close(inner(carried, y[:, None]), torch.zeros(4, 3, 1, dtype=x.dtype), **close)
+    torch.testing.assert_close(transport(carried, y, x), vectors, **close)
+    torch.testing.assert_close(transport(vectors, x, 3 * x), vectors, **close)
+    torch.testing.assert_close(transport(vectors[:, 0], x, y), carried[:, 0], **close)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_nothing_accepts_values_that_are_not_finite(value: float) -> None:
-    bad, good = torch.tensor([[1.0, value]]), torch.ones(1, 2)
-    for call in (
-        lambda: stereographic(bad, 1.0),
-        lambda: inverse_stereographic(bad, 1.0),
-        lambda: conformal_factor(bad, 1.0),
-        lambda: project_to_tangent(good, bad),
-        lambda: lerp(good, bad, 0.5),
-        lambda: slerp(bad, good, 0.5),
-        lambda: slerp(good, good, value),
-    ):
-        with pytest.raises(ValueError, match="must be finite, got 1 NaN or infinite"):
-            call()
+def test_transport_solves_the_equation_of_parallel_transport() -> None:
+    """Carried along many short arcs by projection, which is parallel to first order, a vector ends where ours does."""
+    x, y = noise(1, 6), noise(1, 6, seed=3)
+    y = y * x.norm() / y.norm()
+    vector = project_to_tangent(y, x) + tangents(x, 1)[:, 0]
+    stepwise = vector
+    for i in range(1, 501):
+        stepwise = project_to_tangent(stepwise, slerp(x, y, i / 500))
+    carried = transport(vector, x, y)
+    assert (carried - stepwise).norm() < 5e-3 * vector.norm()
+    assert (carried - project_to_tangent(vector, y)).norm() > 0.05 * vector.norm()  # one long step is another thing
 
 
-@pytest.mark.parametrize("position", [0, 1])
-def test_slerp_refuses_zero(position: int) -> None:
-    ends = [torch.ones(2, 3), torch.ones(2, 3)]
-    ends[position][1] = 0
-    with pytest.raises(ValueError, match="row 1 is zero"):
-        slerp(*ends, 0.5)
+ONES = torch.ones
+X, Y = noise(2, 1, 4, 4), noise(2, 1, 4, 4, seed=1)
+HALF = math.pi * X.flatten(1).norm(dim=1).min().item()
+BEYOND = f"at most half a great circle, π‖x‖ = {HALF:.4g}"
+REFUSED = [
+    (lambda: expected_radius(0), "at least 2.*0"),
+    (lambda: expected_radius(2.0), "integer"),
+    (lambda: stereographic(torch.tensor([[0.0, 0.0, 2.0]]), 2.0), "pole"),
+    (lambda: stereographic(ONES(2, 1), 1.0), "at least 2 columns"),
+    (lambda: inverse_stereographic(ONES(2, 3, 4), 1.0), "rank 2"),
+    (lambda: conformal_factor(ONES(2, 2) / 0, 1.0), "z must be finite, got 4 NaN or infinite"),
+    (lambda: slerp(ONES(2, 2), ONES(2, 2), math.nan), "t must be finite"),
+    (lambda: transport(X, X, Y / 0), "y must be finite"),
+    (lambda: stereographic(torch.tensor([[0.0, 1.1, 0.0]]), 1.0), "lie on the sphere"),
+    (lambda: inverse_stereographic(ONES(2, 2), 0.0), "radius must be positive"),
+    (lambda: conformal_factor(ONES(2, 2), ONES(3)), r"shape \(2,\)"),
+    (lambda: slerp(torch.tensor([[1.0, 2.0], [0.0, 0.0]]), ONES(2, 2), 0.5), "row 1 is zero"),
+    (lambda: slerp(ONES(2, 3), ONES(3, 3), 0.5), "b must have the shape of a"),
+    (lambda: slerp(ONES(3), ONES(3), 0.5), "rank 2 or more"),
+    (lambda: slerp(ONES(2, 3).long(), ONES(2, 3).long(), 0.5), "floating-point"),
+    (lambda: lerp(ONES(2, 3), ONES(2, 3), ONES(3)), r"t must be a number or of shape \(2,\)"),
+    (lambda: project_to_tangent(ONES(1, 3), torch.zeros(1, 3)), "row 0 is zero"),
+    (lambda: project_to_tangent(ONES(1, 3), ONES(2, 3)), r"\(2, 3\); got \(1, 3\)"),
+    (lambda: move(X, Y, 1.01 * HALF), BEYOND),
+    (lambda: move(X, Y, math.nan), BEYOND),
+    (lambda: move(X, Y, ONES(3)), r"gamma must be a number or of shape \(2,\), got shape \(3,\)"),
+    (lambda: move(X, Y[:, :, :3], 1.0), "direction must have the shape of x"),
+    (lambda: move(X, 0 * X, 1.0), "a part tangent at x"),
+    (lambda: move(X, X * math.nan, 1.0), "a part tangent at x"),
+    (lambda: combine(X, tangents(X, 3), [1.0, 2.0]), r"gammas must have shape \(3,\) or \(2, 3\); got \(2,\)"),
+    (lambda: transport(tangents(X, 2), X, -2 * X), "opposite to x"),
+    (lambda: transport(tangents(X, 2) + 0.1 * X[:, None], X, Y), "is radial: apply project_to_tangent first"),
+    (lambda: transport(tangents(X, 2), X, Y[:1]), "y must have the shape of x"),
+    (lambda: transport(tangents(X, 2)[..., :3], X, Y), r"shape \(2, 1, 4, 4\) of x.*got \(2, 2, 1, 4, 3\)"),
+]
 
 
-def test_projection_refuses_zero() -> None:
-    with pytest.raises(ValueError, match="row 0 is zero"):
-        project_to_tangent(torch.ones(1, 3), torch.zeros(1, 3))
-
-
-def test_projection_refuses_another_shape() -> None:
-    with pytest.raises(ValueError, match=r"\(2, 3\); got \(1, 3\)"):
-        project_to_tangent(torch.ones(1, 3), torch.ones(2, 3))
-
-
-def test_interpolation_refuses_another_batch() -> None:
-    with pytest.raises(ValueError, match="b must have the shape of a"):
-        slerp(torch.ones(2, 3), torch.ones(3, 3), 0.5)
-
-
-def test_interpolation_refuses_positions_of_another_batch() -> None:
-    with pytest.raises(ValueError, match=r"t must be a number or of shape \(2,\)"):
-        lerp(torch.ones(2, 3), torch.ones(2, 3), torch.ones(3))
-
-
-def test_interpolation_refuses_a_vector_without_batch() -> None:
-    with pytest.raises(ValueError, match="rank 2 or more"):
-        slerp(torch.ones(3), torch.ones(3), 0.5)
-
-
-def test_interpolation_refuses_integers() -> None:
-    with pytest.raises(ValueError, match="floating-point"):
-        slerp(torch.ones(2, 3, dtype=torch.long), torch.ones(2, 3, dtype=torch.long), 0.5)
+@pytest.mark.parametrize(("call", "message"), REFUSED)
+def test_bad_input_is_refused(call: Callable[[], object], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        call()

@@ -1,4 +1,4 @@
-"""Paths between images by every method: what is known of them in closed form, and a real small model."""
+"""Paths between images by every method, and how evenly they change: closed forms, and real small models."""
 
 from __future__ import annotations
 
@@ -9,30 +9,55 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from isodiff.datasets.images import open_digits
-from isodiff.diffusion.noise_level import NoiseLevel
-from isodiff.diffusion.pretrained import load_pipeline
-from isodiff.metrics.interpolation import interpolation_quality
-from isodiff.metrics.path_methods import CLOSED_FORM, SOLVED, Ends, Paths, Tangential
-from isodiff.metrics.path_steps import squared_l2
-from isodiff.metrics.store import Store
+from isodiff.datasets import open_dataset
+from isodiff.diffusion import NoiseLevel, load_pipeline
+from isodiff.editing import traverse
+from isodiff.geometry import lerp, slerp
+from isodiff.metrics.generator import Generator, draw_latents
+from isodiff.metrics.interpolation import (
+    CLOSED_FORM,
+    SOLVED,
+    Ends,
+    Paths,
+    Tangential,
+    adjacent_distances,
+    interpolation_quality,
+    path_smoothness,
+    smoothness,
+)
+from isodiff.metrics.measure import cached
+from isodiff.metrics.networks import perceptual_distance
+from isodiff.metrics.path_length import squared_l2
 
 SIZES = {"num_segments": 4, "stride": 1, "refinements": 3, "distance": squared_l2, "faces": False}
+SHAPE = (1, 4, 6)
+
+
+def l2(a: Tensor, b: Tensor) -> Tensor:
+    """Return ‖a − b‖ of each row."""
+    return squared_l2(a, b).sqrt()
+
+
+def shrink(x: Tensor) -> Tensor:
+    """A linear map to images."""
+    return (0.1 * x).clamp(-1, 1)
 
 
 @cache
-def level(share: float = 0.6) -> NoiseLevel:
-    pipeline = load_pipeline("digits16/base")
+def level(model: str = "digits16/base", num_steps: int = 10) -> NoiseLevel:
+    pipeline = load_pipeline(model)
     pipeline.unet.eval().requires_grad_(False)
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
-    return NoiseLevel(pipeline.unet, scheduler, share=share, num_steps=10)
+    return NoiseLevel(pipeline.unet, scheduler, share=0.6, num_steps=num_steps)
 
 
 @cache
 def digits(count: int = 4) -> Tensor:
-    return torch.stack([open_digits(16)[i] for i in range(count)])
+    return torch.stack([open_dataset("digits", 16)[i] for i in range(count)])
 
 
 @cache
@@ -40,6 +65,109 @@ def ends() -> Ends:
     images = digits()
     points = level().invert(images, refinements=3).latents
     return Ends(points[::2], points[1::2], images[::2], images[1::2])
+
+
+# How evenly images change
+
+
+def test_adjacent_distances_are_those_of_neighbours(generator: torch.Generator) -> None:
+    frames = torch.rand(3, 5, 1, 4, 4, generator=generator)
+    found = adjacent_distances(frames, l2)
+    for path in range(3):
+        for step in range(4):
+            assert found[path, step].item() == pytest.approx(
+                (frames[path, step + 1] - frames[path, step]).norm().item()
+            )
+
+
+def test_constant_speed_is_not_jerky_however_long_and_a_jump_is_as_jerky_as_the_path_has_steps() -> None:
+    found = smoothness([[0.2] * 5, [2.0] * 5, [0, 0, 3.0, 0, 0]])
+    assert np.allclose(found.jerkiness, [1, 1, 5])
+    assert np.allclose(found.variance, [0, 0, 3**2 * (1 / 5) * (4 / 5)])
+    assert np.allclose(found.mean, [0.2, 2, 0.6])
+    assert np.allclose(found.maximum, [0.2, 2, 3])
+    a = torch.rand(4, 1, 2, 2, generator=torch.Generator().manual_seed(0)) + 0.1
+    frames = traverse(torch.sign, a, -a.flip(3), 6, path=lerp)  # an image that only flips between two values
+    assert np.allclose(smoothness(adjacent_distances(frames[..., :1, :1], l2)).jerkiness, 5)
+
+
+@settings(max_examples=10)
+@given(st.lists(st.floats(0.01, 10), min_size=2, max_size=8), st.floats(0.01, 100), st.randoms())
+def test_jerkiness_knows_neither_length_nor_order(steps: list[float], scale: float, random: object) -> None:
+    shuffled = list(steps)
+    random.shuffle(shuffled)
+    found, other = smoothness([steps]), smoothness([[scale * step for step in shuffled]])
+    assert other.jerkiness == pytest.approx(found.jerkiness)
+    assert other.variance == pytest.approx(scale**2 * found.variance, abs=1e-9 * scale**2)
+    assert 1 - 1e-9 <= found.jerkiness[0] <= len(steps) + 1e-9
+
+
+def test_paths_of_a_linear_map_in_closed_form(tmp_path: Path) -> None:
+    """Chords of a lerp are equal; those of a slerp of equal radii are 2 r sin(θ/2N), so both are at constant speed."""
+    with cached(tmp_path):
+        measured = path_smoothness(shrink, SHAPE, l2, path=lerp, num_pairs=4, num_points=6, batch_size=12)
+        again = path_smoothness(torch.zeros_like, SHAPE, l2, path=lerp, num_pairs=4, num_points=6, batch_size=12)
+    latents = draw_latents(SHAPE, 0, 8, seed=0, stream="paths")
+    a, b = latents[::2].flatten(1), latents[1::2].flatten(1)
+    chord = 0.1 * (a - b).norm(dim=1)
+    assert np.allclose(measured["step_mean"].replicates, chord / 5, rtol=1e-5)
+    assert np.array_equal(again["step_mean"].replicates, measured["step_mean"].replicates)  # kept
+    assert np.allclose(measured["step_maximum"].replicates, chord / 5, rtol=1e-4)
+    assert np.allclose(measured["step_variance"].replicates, 0, atol=1e-9)
+    assert measured["step_jerkiness"].value == pytest.approx(1, abs=1e-4)
+    assert np.allclose(measured["step_mean"].details["profile"]["value"], (chord / 5).mean(), rtol=1e-4)
+
+    def same_radius(x: Tensor, y: Tensor, tau: float) -> Tensor:
+        return slerp(*(0.5 * v / v.flatten(1).norm(dim=1).view(-1, 1, 1, 1) for v in (x, y)), tau)
+
+    round_trip = path_smoothness(lambda x: x, SHAPE, l2, path=same_radius, num_pairs=4, num_points=6)
+    angle = torch.acos(torch.nn.functional.cosine_similarity(a, b))
+    assert np.allclose(round_trip["step_mean"].replicates, torch.sin(angle / 10), rtol=1e-5)
+    assert round_trip["step_jerkiness"].value == pytest.approx(1, abs=1e-4)
+    assert round_trip["step_mean"].protocol == {"distance": "l2", "num_points": 6, "path": "same_radius"}
+
+
+def test_a_real_model_by_lpips() -> None:
+    generate = Generator(load_pipeline("digits16/base"), num_steps=2)
+    measured = path_smoothness(generate, generate.shape, perceptual_distance("alex"), num_pairs=2, num_points=4)
+    assert all(m.n == 2 and m.unit == "pairs" and m.value > 0 for m in measured.values())
+    assert measured["step_jerkiness"].protocol["distance"] == "lpips-0.1"
+
+
+@pytest.mark.parametrize(
+    ("measure", "message"),
+    [
+        (lambda: adjacent_distances(torch.zeros(3, 1, 1, 4, 4), l2), r"\(P, N \+ 1, .* N ≥ 1; got \(3, 1, 1, 4, 4\)"),
+        (lambda: adjacent_distances(torch.zeros(3, 2, 1, 4, 4), lambda a, b: (a - b).flatten(1)), "one number a row"),
+        (lambda: smoothness([[1, 2], [0, 0]]), "path 1 is one image throughout"),
+        *[
+            (lambda bad=bad: smoothness(bad), "distances must be finite, not negative")
+            for bad in ([[1, -1]], [[1, np.nan]], [1, 2], [[]])
+        ],
+    ],
+)
+def test_what_is_no_path_is_refused(measure: type, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        measure()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_pairs": 1}, "at least 2 and num_points at least 3; got 1 and 6"),
+        ({"num_points": 2}, "at least 2 and num_points at least 3; got 4 and 2"),
+        ({"path": lambda a, b, t: lerp(a, b, t)}, "path must be a named function or have a `protocol`"),
+        ({"distance": lambda a, b: l2(a, b)}, "must be a named function or have a `protocol`"),
+        ({"generate": lambda x: x.flatten(1)}, "give images"),
+    ],
+)
+def test_bad_walks_are_refused(change: dict, message: str) -> None:
+    given_all = {"generate": shrink, "shape": SHAPE, "distance": l2, "num_pairs": 4, "num_points": 6}
+    with pytest.raises(ValueError, match=message):
+        path_smoothness(**given_all | change)
+
+
+# Methods
 
 
 @pytest.mark.parametrize("name", [*CLOSED_FORM, *SOLVED])
@@ -100,23 +228,19 @@ def test_numbers_of_known_images() -> None:
 
 
 def test_faces_are_judged_by_their_renderer_and_finished_pairs_are_kept(tmp_path: Path) -> None:
-    from isodiff.datasets import open_dataset
-
-    pipeline = load_pipeline("faces32/base")
-    pipeline.unet.eval().requires_grad_(False)
-    at = NoiseLevel(pipeline.unet, DDPMScheduler.from_config(pipeline.scheduler.config, clip_sample=False), num_steps=5)
     faces = torch.stack(open_dataset("faces", 32, seed=5).__getitems__(list(range(4))))
     sizes = SIZES | {"faces": True, "num_segments": 2}
-    first = interpolation_quality(at, faces, "lerp", **sizes, store=Store(tmp_path, model="m"))
-    assert 0 < first["distance"].value < 0.1
-    assert 0 <= first["excess"].value < 1
-    assert 0 < first["straightness"].value <= 1
 
     def never(*_: object) -> None:
         raise AssertionError("computed again")
 
-    again = interpolation_quality(at, faces, ("lerp", never), **sizes, store=Store(tmp_path, model="m"))
+    with cached(tmp_path, model="m"):
+        first = interpolation_quality(level("faces32/base", 5), faces, "lerp", **sizes)
+        again = interpolation_quality(level("faces32/base", 5), faces, ("lerp", never), **sizes)
     assert {k: m.value for k, m in again.items()} == {k: m.value for k, m in first.items()}
+    assert 0 < first["distance"].value < 0.1
+    assert 0 <= first["excess"].value < 1
+    assert 0 < first["straightness"].value <= 1
 
 
 @pytest.mark.parametrize(

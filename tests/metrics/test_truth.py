@@ -1,4 +1,4 @@
-"""Paths against the truth: generators that render, so that the right answer is known, and one real model."""
+"""Paths of known factors: closed forms, generators that render, so that the answer is known, and one real model."""
 
 from __future__ import annotations
 
@@ -8,20 +8,34 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 from torch import Tensor
 
 from isodiff.datasets.faces import FACTORS, render
-from isodiff.diffusion.pretrained import load_pipeline
-from isodiff.geometry.sphere import lerp, slerp
-from isodiff.metrics import truth
-from isodiff.metrics.factor_paths import excess_variation, factor_path_length, straightness
+from isodiff.diffusion import load_pipeline
+from isodiff.geometry import lerp, slerp
 from isodiff.metrics.generator import Generator, draw_latents
-from isodiff.metrics.store import Store
-from isodiff.metrics.truth import path_images, path_truth
+from isodiff.metrics.measure import cached
+from isodiff.metrics.truth import excess_variation, factor_path_length, overshoot, path_truth, straightness
 
+ALL = (excess_variation, overshoot, straightness, factor_path_length)
 SHAPE = (12,)
 MIX = 0.08 * torch.randn(12, 10, generator=torch.Generator().manual_seed(5))
 SIZES = {"num_pairs": 3, "num_points": 5}
+
+paths = arrays(
+    np.float64,
+    array_shapes(min_dims=3, max_dims=3, min_side=2, max_side=7),
+    elements=st.floats(-1, 1, allow_subnormal=False),
+)
+
+
+def line(num_points: int = 9) -> np.ndarray:
+    """One path from a to b in three factors, at a speed that varies."""
+    position = np.linspace(0, 1, num_points)[:, None] ** 2
+    return (position * np.array([0.9, -0.4, 0.0]) + np.array([-0.5, 0.3, 0.2]))[None]
 
 
 def linear_factors(x_T: Tensor) -> Tensor:
@@ -34,11 +48,79 @@ def perfect(x_T: Tensor) -> Tensor:
     return render(linear_factors(x_T), 32)
 
 
-def true_factors(num_pairs: int, num_points: int) -> np.ndarray:
-    """Factors along the same paths, without images or fits."""
-    ends = draw_latents(SHAPE, 0, 2 * num_pairs, seed=0, stream="paths")
-    points = [linear_factors(slerp(ends[::2], ends[1::2], float(t))) for t in torch.linspace(0, 1, num_points)]
-    return torch.stack(points, dim=1).numpy()
+# Factors along a path
+
+
+def test_a_straight_line_has_no_excess_and_straightness_one() -> None:
+    assert np.allclose(excess_variation(line()), 0, atol=1e-12)
+    assert np.allclose(overshoot(line()), 0, atol=1e-12)
+    assert np.allclose(straightness(line()), 1, atol=1e-12)
+
+
+def test_there_and_back_travels_the_way_twice_and_wiggles_are_no_overshoot() -> None:
+    path = np.zeros((1, 5, 2))
+    path[0, :, 0] = [0.8, 0.2, -0.4, 0.2, 0.8]  # a smile that stops on the way
+    path[0, :, 1] = [0.0, 0.1, 0.2, 0.3, 0.4]
+    assert np.allclose(excess_variation(path), [[2.4, 0]])
+    assert np.allclose(overshoot(path), [[1.2, 0]])
+    assert straightness(path) == pytest.approx(0.4 / (4 * np.hypot(0.6, 0.1)))
+    wiggle = np.array([0.0, 0.6, 0.3, 1.0])[None, :, None]
+    assert excess_variation(wiggle)[0, 0] == pytest.approx(0.6)
+    assert overshoot(wiggle)[0, 0] == 0
+
+
+@pytest.mark.parametrize("angle", [0.3, np.pi / 2, np.pi])
+def test_an_arc_of_a_circle_has_its_chord_over_its_length(angle: float) -> None:
+    theta = np.linspace(0, angle, 2001)
+    arc = 0.7 * np.stack([np.cos(theta), np.sin(theta)], axis=1)[None]
+    assert straightness(arc)[0] == pytest.approx(2 * np.sin(angle / 2) / angle, rel=1e-6)
+    assert factor_path_length(arc)[0] == pytest.approx((0.7 * angle) ** 2, rel=1e-6)
+    assert excess_variation(arc)[0, 0] == pytest.approx(0, abs=1e-12)
+
+
+def test_noise_of_the_factors_adds_at_every_step() -> None:
+    """E|z₁ − z₂| = 2s/√π for independent errors, which is why the number of points belongs to the protocol."""
+    noise = 0.01 * np.random.default_rng(0).standard_normal((4000, 21, 1))
+    expected = 19 * 2 * 0.01 / np.sqrt(np.pi)  # 20 steps, less the one that the ends are apart
+    assert excess_variation(noise).mean() == pytest.approx(expected, rel=0.02)
+
+
+@given(paths)
+def test_excess_straightness_and_length_keep_their_bounds(path: np.ndarray) -> None:
+    """Constant speed is the shortest way to travel; a detour goes out and comes back."""
+    path = np.concatenate([path, path[:, -1:] + 1], axis=1)  # so that every path has a length
+    excess, beyond = excess_variation(path), overshoot(path)
+    assert (beyond >= 0).all()
+    assert (excess >= 2 * beyond - 1e-12).all()
+    assert ((straightness(path) >= 0) & (straightness(path) <= 1)).all()
+    length = np.linalg.norm(np.diff(path, axis=1), axis=2).sum(axis=1)
+    assert (factor_path_length(path) >= length**2 * (1 - 1e-9)).all()
+
+
+@given(paths)
+def test_neither_the_direction_of_time_nor_points_between_two_frames_matter(path: np.ndarray) -> None:
+    path = np.concatenate([path, path[:, -1:] + 1], axis=1)
+    refined = np.stack([path[:, :-1], (path[:, :-1] + path[:, 1:]) / 2], axis=2).reshape(len(path), -1, path.shape[2])
+    refined = np.concatenate([refined, path[:, -1:]], axis=1)
+    for measure in ALL:
+        assert np.allclose(measure(path), measure(path[:, ::-1]), atol=1e-9)
+        assert np.allclose(measure(path), measure(refined), atol=1e-9)
+
+
+@pytest.mark.parametrize("measure", ALL)
+def test_other_shapes_and_values_are_refused(measure: type) -> None:
+    for bad, message in (
+        (line()[0], r"got shape \(9, 3\)"),
+        (line()[:, :1], "at least 2 points"),
+        (np.where(np.arange(9)[None, :, None] * 3 + np.arange(3) == 4, np.nan, line()), "1 NaN"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            measure(bad)
+    with pytest.raises(ValueError, match="path 1 has length zero"):
+        straightness(np.concatenate([line(), np.zeros((1, 9, 3))]))
+
+
+# Paths of images
 
 
 def test_straight_paths_are_measured_as_straight() -> None:
@@ -47,21 +129,23 @@ def test_straight_paths_are_measured_as_straight() -> None:
     assert measured["factor_excess"].value < 1e-3
     assert measured["factor_straightness"].value > 1 - 1e-3
     assert measured["manifold_distance"].value < 1e-6
-    overshoot = measured["factor_excess"].details["overshoot"]["value"]
-    assert len(overshoot) == len(FACTORS)
-    assert max(overshoot) < 1e-3
+    overshot = measured["factor_excess"].details["overshoot"]["value"]
+    assert len(overshot) == len(FACTORS)
+    assert max(overshot) < 1e-3
 
 
 def test_great_arcs_are_measured_as_the_factors_that_made_them() -> None:
     measured = path_truth(perfect, SHAPE, **SIZES)
-    z = true_factors(**SIZES)
+    ends = draw_latents(SHAPE, 0, 6, seed=0, stream="paths")
+    points = [linear_factors(slerp(ends[::2], ends[1::2], t)) for t in (0, 0.25, 0.5, 0.75, 1)]
+    z = torch.stack(points, dim=1).numpy()
     assert excess_variation(z).mean() > 0.01  # there is something to find
     assert np.allclose(measured["factor_excess"].replicates, excess_variation(z).mean(axis=1), atol=2e-3)
     assert np.allclose(measured["factor_excess"].details["by_factor"]["value"], excess_variation(z).mean(0), atol=5e-3)
     assert np.allclose(measured["factor_straightness"].replicates, straightness(z), atol=1e-3)
     assert np.allclose(measured["factor_path_length"].replicates, factor_path_length(z), rtol=1e-2)
-    for name in ("factor_excess", "factor_straightness", "factor_path_length", "manifold_distance"):
-        assert set(measured[name].details["floor"]) >= {"value", "interval"}
+    for measurement in measured.values():
+        assert set(measurement.details["floor"]) >= {"value", "interval"}
     assert measured["factor_excess"].details["floor"]["value"] < 1e-3
     by_points = measured["factor_excess"].details["by_points"]
     assert by_points["num_points"] == [5, 3]
@@ -76,20 +160,7 @@ def test_noise_is_found_as_distance_and_as_floor() -> None:
     distance = measured["manifold_distance"]
     assert distance.value == pytest.approx(0.05**2, rel=0.1)
     assert distance.details["floor"]["value"] == pytest.approx(distance.value, rel=0.1)
-    assert np.allclose(distance.details["profile"]["value"], 0.05**2, rtol=0.1)
-    floor = measured["factor_excess"].details["floor"]
-    assert 1e-3 < floor["value"] < 0.2
-
-
-def test_path_images_are_the_frames_whatever_the_batch() -> None:
-    frames = path_images(perfect, SHAPE, num_pairs=3, num_points=4)
-    assert frames.shape == (3, 4, 3, 32, 32)
-    assert frames.dtype == np.float32
-    assert np.array_equal(frames, path_images(perfect, SHAPE, num_pairs=3, num_points=4, batch_size=3))
-    assert np.array_equal(frames[:2], path_images(perfect, SHAPE, num_pairs=2, num_points=4))
-    ends = draw_latents(SHAPE, 0, 6, seed=0, stream="paths")
-    assert np.allclose(frames[:, 0], perfect(ends[::2]).numpy(), atol=1e-5)
-    assert np.allclose(frames[:, -1], perfect(ends[1::2]).numpy(), atol=1e-5)
+    assert 1e-3 < measured["factor_excess"].details["floor"]["value"] < 0.2
 
 
 def test_a_killed_measurement_goes_on_where_it_stopped(tmp_path: Path) -> None:
@@ -102,12 +173,12 @@ def test_a_killed_measurement_goes_on_where_it_stopped(tmp_path: Path) -> None:
         return perfect(x_T)
 
     measure = partial(path_truth, shape=SHAPE, batch_size=3, num_pairs=3, num_points=3, floor=False)
-    with pytest.raises(KeyboardInterrupt):
-        measure(partial(counting, fails_at=3), store=Store(tmp_path))
-    resumed = measure(partial(counting, fails_at=-1), store=Store(tmp_path))
+    with cached(tmp_path):
+        with pytest.raises(KeyboardInterrupt):
+            measure(partial(counting, fails_at=3))
+        resumed = measure(partial(counting, fails_at=-1))
     assert calls == [3, 3, 3, 3]  # two finished, one killed, and that one again
-    fresh = measure(perfect)
-    for name, measurement in fresh.items():
+    for name, measurement in measure(perfect).items():
         assert np.array_equal(measurement.replicates, resumed[name].replicates)
 
 
@@ -121,30 +192,19 @@ def test_a_real_model_leaves_the_straight_line_and_stays_near_the_manifold() -> 
     assert protocol == {"num_points": 4, "interpolate": "slerp", "num_steps": 4}
 
 
-def test_generators_that_are_no_faces_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"3 channels; got images of shape \(1, 32, 32\)"):
-        path_truth(lambda x: perfect(x)[:, :1], SHAPE, **SIZES)
-    with pytest.raises(ValueError, match=r"got images of shape \(3, 16, 32\)"):
-        path_truth(lambda x: perfect(x)[:, :, :16], SHAPE, **SIZES)
-    with pytest.raises(ValueError, match=r"got shape \(1, 3, 32, 32\)"):
-        path_truth(lambda x: perfect(x)[:1], SHAPE, **SIZES)
-    with pytest.raises(ValueError, match="finite images"):
-        path_truth(lambda x: perfect(x) * float("nan"), SHAPE, **SIZES)
-
-
-def test_identical_ends_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="path 0 begins and ends in the same image"):
-        path_truth(lambda x: perfect(torch.zeros_like(x)), SHAPE, **SIZES)
-    same = torch.ones(6, 12)
-    monkeypatch.setattr(truth, "draw_latents", lambda *_, **__: same)
-    with pytest.raises(ValueError, match="path 0 begins and ends in the same image"):
-        path_truth(perfect, SHAPE, **SIZES)
-
-
-def test_sizes_out_of_range_are_refused() -> None:
-    with pytest.raises(ValueError, match="num_points at least 3; got 3 and 2"):
-        path_truth(perfect, SHAPE, num_pairs=3, num_points=2)
-    with pytest.raises(ValueError, match="num_pairs must be at least 2 for an interval; got 1"):
-        path_truth(perfect, SHAPE, num_pairs=1, num_points=5)
-    with pytest.raises(ValueError, match="named function"):
-        path_images(perfect, SHAPE, interpolate=lambda a, b, t: lerp(a, b, t), **SIZES)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"generate": lambda x: perfect(x)[:, :1]}, r"3 channels; got images of shape \(1, 32, 32\)"),
+        ({"generate": lambda x: perfect(x)[:, :, :16]}, r"got images of shape \(3, 16, 32\)"),
+        ({"generate": lambda x: perfect(x)[:1]}, r"got shape \(1, 3, 32, 32\)"),
+        ({"generate": lambda x: perfect(x) * float("nan")}, "finite images"),
+        ({"generate": lambda x: perfect(torch.zeros_like(x))}, "path 0 begins and ends in the same image"),
+        ({"num_points": 2}, "num_points at least 3; got 3 and 2"),
+        ({"num_pairs": 1}, "num_pairs must be at least 2 and .*; got 1 and 5"),
+        ({"interpolate": lambda a, b, t: lerp(a, b, t)}, "named function"),
+    ],
+)
+def test_bad_input_is_refused(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        path_truth(**{"generate": perfect, "shape": SHAPE, **SIZES} | change)

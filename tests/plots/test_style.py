@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from isodiff.plots.style import COLOURS, THEORY, caption, use_style
+from isodiff.plots import COLOURS, THEORY, caption, colour_of, use_style
 
 # linear RGB as seen without one kind of cone: Machado, Oliveira and Fernandes 2009, severity 1
 VISION = {
@@ -32,26 +32,27 @@ SEEN_TOGETHER = [
 ]
 
 
+TO_CONES = np.array(
+    [
+        [0.4122214708, 0.5363325363, 0.0514459929],
+        [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ]
+)
+TO_LAB = np.array(
+    [
+        [0.2104542553, 0.7936177850, -0.0040720468],
+        [1.9779984951, -2.4285922050, 0.4505937099],
+        [0.0259040371, 0.7827717662, -0.8086757660],
+    ]
+)
+
+
 def oklab(colour: str, vision: np.ndarray) -> np.ndarray:
     """Return a colour in OKLab (Ottosson 2020), where equal distances look equally different."""
     rgb = np.array(to_rgb(colour))
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    linear = np.clip(vision @ linear, 0, 1)
-    to_cones = np.array(
-        [
-            [0.4122214708, 0.5363325363, 0.0514459929],
-            [0.2119034982, 0.6806995451, 0.1073969566],
-            [0.0883024619, 0.2817188376, 0.6299787005],
-        ]
-    )
-    to_lab = np.array(
-        [
-            [0.2104542553, 0.7936177850, -0.0040720468],
-            [1.9779984951, -2.4285922050, 0.4505937099],
-            [0.0259040371, 0.7827717662, -0.8086757660],
-        ]
-    )
-    return to_lab @ np.cbrt(to_cones @ linear)
+    return TO_LAB @ np.cbrt(TO_CONES @ np.clip(vision @ linear, 0, 1))
 
 
 @pytest.mark.parametrize("vision", VISION)
@@ -80,8 +81,14 @@ def test_caption_stays_inside_the_figure_and_below_the_axes() -> None:
         assert box.x1 <= fig.bbox.width
         assert 0 <= box.y0 < box.y1 <= below.y0
         plt.close(fig)
-
-
-def test_empty_caption_is_refused() -> None:
     with pytest.raises(ValueError, match="say what is drawn"):
         caption(plt.Figure(), " ")
+
+
+def test_methods_keep_their_colour_and_others_take_none_of_theirs() -> None:
+    models = ("base", "control", "isometric")
+    assert [colour_of(model, 5) for model in models] == [COLOURS[model] for model in models]
+    assert colour_of("base against real", 1) == COLOURS["base"]
+    free = {colour_of("real", index) for index in range(6)}
+    assert not free & {COLOURS[model] for model in models}
+    assert len(free) == 6

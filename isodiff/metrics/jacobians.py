@@ -1,0 +1,312 @@
+r"""How isometric a map is: condition number, variation and anisotropy of its Jacobian, over points.
+
+With ``J`` the Jacobian at one point, ``G = JᵀJ`` is the metric that the map pulls back, ``σᵢ`` are the singular values
+of ``J`` and ``σᵢ²`` the eigenvalues of ``G`` (Eq. 10 of Hahm et al. 2024 prints ``σᵢ = λᵢ²``; what holds is
+``σᵢ = √λᵢ``). A scaled isometry has ``G = c² I`` with one ``c`` everywhere. The map is any ``f`` from (B, *S) to
+(B, *M), row by row: the encoder X_t → H, about which the paper's figures are, or the whole sampler x_T → x₀, about
+which its claim is. Jacobians are taken on the tangent space at ``x`` of the sphere through ``x``, J (I − x̂x̂ᵀ).
+
+Of every driver: ``x`` are points (n, *S); `seed` is that of random starts and probes; `batch_size` changes values by
+rounding alone (the graph of 20 steps of a sampler takes about 0.26 GiB a point on faces32); `key` says what decides
+``f`` where it is no `DescribedMap`, apart from the model's weights, which belong to the scope of the cache.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import torch
+from scipy.linalg import eigh
+from torch import Tensor
+
+from isodiff.diffusion import check_steps, encode
+from isodiff.geometry import (
+    Map,
+    anisotropy,
+    dense_jacobian,
+    isometry_loss,
+    restrict_to_mean,
+    singular_values,
+    trace_samples,
+)
+from isodiff.metrics.generator import draw_latents, number_generator
+from isodiff.metrics.measure import Measurement, is_cached, leave_groups_out, over_points
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin, UNet2DModel
+    from numpy.typing import ArrayLike, NDArray
+
+    from isodiff.metrics.generator import Generator
+
+Method = Literal["auto", "dense", "iterative"]
+Form = Literal["sigma", "sigma_squared", "affine-invariant"]
+Key = Mapping[str, Any] | None
+
+_TOLERANCE = 5e-3  # of the iteration's values, which are then right to a per cent
+_PROBES = 4  # at each point, of the traces behind anisotropy
+
+
+def condition_number(sigma: ArrayLike | Tensor) -> float:
+    """Return the mean condition number, ``MCN = Eₓ[σ₁ / σₖ]`` ≥ 1 (Hahm et al. 2024); 1 is conformal on k directions.
+
+    `sigma` holds the k leading singular values at n points, (n, k), each row descending and positive.
+    """
+    return float(_condition_numbers(sigma).mean())
+
+
+def _condition_numbers(sigma: ArrayLike | Tensor) -> NDArray[np.floating]:
+    values = _check_sigma(sigma, minimum=1)
+    if (values[:, -1] == 0).any():
+        raise ValueError(
+            f"the last of the {values.shape[1]} singular values of row {int((values[:, -1] == 0).argmax())} is 0, so "
+            "the rank is less than k and the condition number infinite; expected positive values, take a smaller k"
+        )
+    return values[:, 0] / values[:, -1]
+
+
+def metric_variance(sigma: ArrayLike | Tensor) -> float:
+    """Return the variation of the metric from point to point, ``VoR = Σᵢ Varₙ[σᵢ]`` (Eq. 11, Hahm et al. 2024).
+
+    `sigma` is (n, k), n ≥ 2, each row descending. The variance is divided by n, so that its mean over samples is
+    (n − 1)/n of the population's. Only `affine_invariant_variance` sees directions that turn under equal spectra.
+    """
+    return float(_check_sigma(sigma, minimum=2).var(axis=0).sum())
+
+
+def affine_invariant_variance(metrics: ArrayLike | Tensor) -> float:
+    """Return the affine-invariant variation of a metric, ``Eₙ Σᵢ log² λᵢ(Ḡ⁻¹ Gₙ)`` (Lee et al. 2022), (n, k, k), n ≥ 2.
+
+    ``Ḡ`` is the arithmetic mean of the ``Gₙ``. The eigenvalues are the same for ``AᵀGA`` with any invertible ``A``.
+    """
+    matrices = _float64(metrics, "metrics")
+    if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2] or matrices.shape[1] == 0 or len(matrices) < 2:
+        raise ValueError(f"metrics must have shape (n, k, k) with n ≥ 2, got {matrices.shape}")
+    largest = np.abs(matrices).max(axis=(1, 2), keepdims=True)
+    if (np.abs(matrices - matrices.swapaxes(1, 2)) > 1e-6 * largest).any():
+        raise ValueError("metrics must be symmetric, got matrices that differ from their transposes")
+    try:
+        eigenvalues = np.array([eigh(matrix, matrices.mean(axis=0), eigvals_only=True) for matrix in matrices])
+    except np.linalg.LinAlgError as error:
+        raise ValueError(f"the mean metric must be positive definite: {error}; take fewer directions") from error
+    if eigenvalues.min() <= 0:
+        raise ValueError(
+            f"metrics must be positive definite, got a smallest relative eigenvalue of {eigenvalues.min():.3g} at row "
+            f"{int(eigenvalues.min(axis=1).argmin())}; take fewer directions"
+        )
+    return float((np.log(eigenvalues) ** 2).sum(axis=1).mean())
+
+
+@dataclasses.dataclass(frozen=True)
+class DescribedMap:
+    """A map with what decides it, apart from the model's weights: plain JSON values."""
+
+    f: Map
+    protocol: Mapping[str, Any]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return ``f(x)``."""
+        return self.f(x)
+
+
+def encoder_map(unet: UNet2DModel, t: int, *, pooling: Literal["mean"] | None = None) -> DescribedMap:
+    """Return the encoder X_t → H at one step, h averaged over all pixels where `pooling` is ``"mean"``.
+
+    The authors' code pools, and the paper does not say so; it changes the spectrum.
+    """
+    if pooling not in (None, "mean"):
+        raise ValueError(f"pooling must be None or 'mean', got {pooling!r}")
+
+    def f(x: Tensor) -> Tensor:
+        h = encode(unet, x, t)
+        return h if pooling is None else torch.nn.functional.adaptive_avg_pool2d(h, 1)
+
+    return DescribedMap(f, {"map": "encoder", "t": t, "pooling": pooling})
+
+
+def sampler_map(generate: Generator) -> DescribedMap:
+    """Return the whole sampler x_T → x₀, a decoder included, before the last clamp.
+
+    Where the scheduler clips an estimate of x₀ on the way, the derivative is zero there: that is part of the map.
+    """
+    return DescribedMap(generate.unclamped, {"map": "sampler", "num_steps": generate.num_steps})
+
+
+def noisy_images(scheduler: SchedulerMixin, x_0: Tensor, t: int, *, seed: int) -> Tensor:
+    """Draw true noisy images, ``x_t ~ p(x_t | x₀)``; image i by its number and the seed."""
+    check_steps(scheduler, t)
+    eps = draw_latents(tuple(x_0.shape[1:]), 0, len(x_0), seed=seed, stream="noise").to(x_0)
+    return scheduler.add_noise(x_0, eps, torch.full((len(x_0),), t, device=x_0.device))
+
+
+def singular_spectrum(
+    f: Map, x: Tensor, k: int, *, method: Method = "auto", seed: int = 0, batch_size: int = 16, key: Key = None
+) -> np.ndarray:
+    """Return the ``k`` leading singular values of the Jacobian at every point, (n, k), each row descending.
+
+    `method` is ``"dense"``, exact from the whole Jacobian, ``"iterative"``, to a per cent (Krylov), or ``"auto"``, the
+    one with fewer products.
+    """
+    facts = _facts(f, x, k, key, method)
+
+    def compute(points: Tensor, start: int) -> dict[str, np.ndarray]:
+        if facts["method"] == "dense":
+            with torch.no_grad():
+                values = torch.linalg.svdvals(_finite(dense_jacobian(f, points, tangent=True), "Jacobian"))[:, :k]
+        else:
+            options = {"criterion": "values", "tolerance": _TOLERANCE, "generator": number_generator(seed, "krylov", 0)}
+            values = singular_values(f, points, k, tangent=True, **options)
+        return {"values": _finite(values, "singular values").cpu().numpy()}
+
+    return over_points(compute, x, size=batch_size, what="singular values", version=1, seed=seed, **facts)["values"]
+
+
+def mean_condition_number(
+    f: Map, x: Tensor, *, k: int, seed: int = 0, batch_size: int = 16, key: Key = None
+) -> Measurement:
+    """Measure `condition_number` at n ≥ 2 points; k decides the number as much as the model does."""
+    _dimensions(f, x, 2)
+    sigma = singular_spectrum(f, x, k, seed=seed, batch_size=batch_size, key=key)
+    protocol = {**_facts(f, x, k, key), "convention": "sigma"}
+    fields = {"seed": seed, "protocol": protocol, "details": {"mean_sigma": sigma.mean(0).tolist()}}
+    return Measurement.from_units("mcn", _condition_numbers(sigma), unit="points", **fields)
+
+
+def map_variance(
+    f: Map, x: Tensor, *, k: int, form: Form = "sigma", seed: int = 0, batch_size: int = 16, key: Key = None
+) -> Measurement:
+    """Measure the variation of the pulled-back metric over n ≥ 3 points, with its jackknife interval.
+
+    `form` is ``"sigma"``, `metric_variance`; ``"sigma_squared"``, that of the eigenvalues ``σᵢ²`` of ``JᵀJ``; or
+    ``"affine-invariant"``, `affine_invariant_variance` of ``G`` on the ``k`` leading directions of the mean metric
+    ``Ḡ``, as the full one has no inverse; it takes all points at once.
+    """
+    if form not in get_args(Form):
+        raise ValueError(f"form must be one of {get_args(Form)}, got {form!r}")
+    _dimensions(f, x, 3)
+    protocol = {**_facts(f, x, k, key), "form": form}
+    if form == "affine-invariant":
+
+        def compute(points: Tensor, start: int) -> dict[str, np.ndarray]:
+            options = {"dense": protocol["method"] == "dense", "generator": number_generator(seed, "krylov", 0)}
+            metrics = restrict_to_mean(f, points, k, tangent=True, tolerance=_TOLERANCE, **options)
+            return {"metrics": metrics.cpu().numpy()}
+
+        values = over_points(compute, x, size=len(x), what="metrics", version=1, seed=seed, **protocol)["metrics"]
+        value, replicates = leave_groups_out(affine_invariant_variance, values)
+    else:
+        sigma = singular_spectrum(f, x, k, seed=seed, batch_size=batch_size, key=key)
+        value, replicates = leave_groups_out(metric_variance, sigma if form == "sigma" else sigma**2)
+    return Measurement.from_jackknife("vor", value, replicates, n=len(x), unit="points", seed=seed, protocol=protocol)
+
+
+def map_anisotropy(f: Map, x: Tensor, *, seed: int = 0, batch_size: int = 16, key: Key = None) -> Measurement:
+    """Measure anisotropy, ``L_iso · rank`` with ``L_iso = E[Tr R²] / E[Tr R]²`` (Eq. 6), over n ≥ 3 points.
+
+    1 is a scaled isometry. Each probe is a function of the seed and its point's number alone. A ratio of means has a
+    bias of O(1/(points · probes)); the jackknife's estimate of it is in ``details`` and is not subtracted.
+    """
+    n, m = _dimensions(f, x, 3)
+    protocol = {**_identity(f, key), "metric": "stereographic", "num_probes": _PROBES}
+
+    def compute(points: Tensor, start: int) -> dict[str, np.ndarray]:
+        drawn = []
+        for index, point in enumerate(points, start):
+            probes = number_generator(seed, "probes", index)
+            traces = trace_samples(f, point[None], metric="stereographic", num_probes=_PROBES, generator=probes)
+            drawn.append(_finite(torch.cat(traces), "traces").cpu().numpy())
+        return {"values": np.stack(drawn)}  # (points, 2, probes)
+
+    what = {"what": "traces", "version": 1, "seed": seed}
+    with torch.no_grad():
+        samples = over_points(compute, x, size=batch_size, numbered=True, **what, **protocol)["values"]
+
+    def statistic(traces: np.ndarray) -> float:
+        first, second = traces.astype(np.float64).mean(axis=(0, 2))
+        return anisotropy(second / first**2, n, m)
+
+    value, replicates = leave_groups_out(statistic, samples)
+    details = {
+        "mean_trace": float(samples[:, 0].mean()),
+        "rank": int(anisotropy(1, n, m)),
+        "jackknife_bias": float((len(replicates) - 1) * (replicates.mean() - value)),
+    }
+    fields = {"n": len(x), "unit": "points", "seed": seed, "protocol": protocol, "details": details}
+    return Measurement.from_jackknife("anisotropy", value, replicates, **fields)
+
+
+@torch.no_grad()
+def encoder_anisotropy(
+    unet: UNet2DModel, scheduler: SchedulerMixin, x_0: Tensor, t: int, *, num_batches: int = 8, seed: int = 0
+) -> np.ndarray:
+    """Estimate L_iso · rank (Eq. 6, Hahm et al. 2024) of X_t → H at one step, once for each batch, (num_batches,).
+
+    The images are split evenly over the batches, with one probe each; noise and probes are drawn from `seed`, so that
+    models compare in pairs. 1 is a scaled isometry; the mean of the estimates has a bias of O(1/rows of a batch).
+    """
+    check_steps(scheduler, t)
+    if not 1 <= num_batches <= len(x_0):
+        raise ValueError(f"num_batches must be 1 to the number of images, {len(x_0)}; got {num_batches}")
+    encoder, values = partial(encode, unet, t=t), []
+    for index, batch in enumerate(x_0.tensor_split(num_batches)):
+        generator = torch.Generator().manual_seed(1000 * seed + index)
+        eps = torch.randn(batch.shape, generator=generator).to(batch)
+        x_t = scheduler.add_noise(batch, eps, torch.full((len(batch),), t, device=batch.device))
+        loss = isometry_loss(encoder, x_t, generator=generator)
+        values.append(anisotropy(loss.item(), x_t[0].numel(), encoder(x_t[:1]).numel()))
+    return np.array(values)
+
+
+def _identity(f: Map, key: Key) -> dict[str, Any]:
+    """Return what decides a map; an error if nothing is known of it and results are kept."""
+    facts = {**(f.protocol if isinstance(f, DescribedMap) else {}), **(key or {})}
+    if is_cached() and not facts:
+        raise ValueError("results are kept and nothing says what f is; pass key={...}")
+    return facts
+
+
+def _facts(f: Map, x: Tensor, k: int, key: Key, method: Method = "auto") -> dict[str, Any]:
+    """Return what decides a spectrum, with the method that ``"auto"`` stands for."""
+    facts, (n, m) = _identity(f, key), _dimensions(f, x)
+    if method not in get_args(Method):
+        raise ValueError(f"method must be one of {get_args(Method)}, got {method!r}")
+    if not 1 <= k <= min(n - 1, m):
+        raise ValueError(f"k must be between 1 and {min(n - 1, m)}, got {k}")
+    if method == "auto":
+        method = "dense" if min(n, m) <= 8 * k else "iterative"
+    facts |= {"k": k, "method": method, "tangent": True}
+    return facts | ({"tolerance": _TOLERANCE} if method == "iterative" else {})
+
+
+def _dimensions(f: Map, x: Tensor, minimum: int = 1) -> tuple[int, int]:
+    if len(x) < minimum:
+        raise ValueError(f"x must hold at least {minimum} points, got {len(x)}")
+    with torch.no_grad():
+        return x[0].numel(), f(x[:1])[0].numel()
+
+
+def _finite(values: Tensor, what: str) -> Tensor:
+    if not values.isfinite().all():
+        raise ValueError(f"the {what} of the map must be finite; got {int((~values.isfinite()).sum())} that are not")
+    return values
+
+
+def _check_sigma(sigma: ArrayLike | Tensor, *, minimum: int) -> NDArray[np.floating]:
+    values = _float64(sigma, "sigma")
+    if values.ndim != 2 or values.shape[1] == 0 or len(values) < minimum:
+        raise ValueError(f"sigma must have shape (n, k) with n ≥ {minimum} and k ≥ 1, got {values.shape}")
+    if values.min() < 0:
+        raise ValueError(f"sigma must not be negative, got {values.min():.3g}")
+    if (np.diff(values, axis=1) > 0).any():
+        raise ValueError("sigma must descend along each row, from the first to the k-th; got a row that rises")
+    return values
+
+
+def _float64(array: ArrayLike | Tensor, name: str) -> NDArray[np.floating]:
+    values = np.asarray(array.detach().cpu() if isinstance(array, Tensor) else array, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} must be finite, got {int((~np.isfinite(values)).sum())} NaN or infinite values")
+    return values

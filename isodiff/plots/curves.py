@@ -1,0 +1,177 @@
+"""Curves and intervals that recur in the course: each draws on the axes it is given and returns them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from numpy.typing import ArrayLike
+
+from isodiff.plots.style import COLOURS, OTHERS, THEORY, colour_of
+
+# ways of taking the isometry term → label, colour, marker; plain training and the full term keep their colours
+WAYS = MappingProxyType(
+    {
+        "dsm": ("denoising loss alone", COLOURS["control"], "o"),
+        "dsm, recomputed": ("denoising loss, recomputed", "#56b4e9", "v"),
+        "control": ("control, λ = 0", COLOURS["control"], "o"),
+        "full": ("full term", COLOURS["isometric"], "s"),
+        "differences": ("full, by differences", "#e69f00", "D"),
+        "differences, recomputed": ("by differences, recomputed", "#aa4499", "v"),
+        "half": ("half of the rows", "#44aa99", "^"),
+        "fraction": ("a quarter of the rows", "#009e73", "^"),
+        "eighth": ("an eighth of the rows", "#117733", "^"),
+        "lazy": ("every 4th step", "#882255", "P"),
+        "released": ("released formula", "#555555", "X"),
+    }
+)
+
+_PAPER = COLOURS["chart_identity"]
+
+
+def training_curves(
+    curves: Mapping[str, Mapping[str, Sequence[float | None]]], quantity: str, ax: Axes, *, smooth: int = 1
+) -> Axes:
+    """Draw "dsm" or "anisotropy" of several runs against "step", with a running mean of ``smooth`` points over it.
+
+    A value of None is left out.
+    """
+    labels = {
+        "dsm": r"$L_{\mathrm{dsm}}$ (mean squared error of the noise)",
+        "anisotropy": r"anisotropy $L_{\mathrm{iso}}\cdot$rank",
+    }
+    if quantity not in labels:
+        raise ValueError(f"quantity must be one of {', '.join(labels)}; got {quantity!r}")
+    for method, curve in curves.items():
+        pairs = [(s, v) for s, v in zip(curve["step"], curve[quantity], strict=True) if v is not None]
+        if not pairs:
+            continue
+        step, value = np.array(pairs, dtype=float).T
+        width = min(smooth, len(value))
+        ax.plot(step, value, color=COLOURS[method], lw=1, **({"alpha": 0.25} if width > 1 else {"label": method}))
+        if width > 1:
+            mean = np.convolve(value, np.ones(width) / width, mode="valid")
+            ax.plot(step[width - 1 :], mean, color=COLOURS[method], label=method)
+    if quantity == "anisotropy":
+        ax.axhline(1, **THEORY, label="scaled isometry")
+    ax.set(yscale="log", xlabel="optimiser step", ylabel=labels[quantity])
+    ax.legend()
+    return ax
+
+
+def grouped_points(
+    groups: Mapping[str, Mapping[str, tuple[float, tuple[float, float] | None]]],
+    ax: Axes,
+    *,
+    ylabel: str,
+    xlabel: str = "protocol",
+    lines: Mapping[str, float] = MappingProxyType({}),
+) -> Axes:
+    """Draw, group by group, each model's value with its interval or None side by side; ``lines`` are dashed levels."""
+    models = list(dict.fromkeys(model for group in groups.values() for model in group))
+    for index, model in enumerate(models):
+        colour, label = colour_of(model, index), model
+        for position, group in enumerate(groups.values()):
+            if model not in group:
+                continue
+            value, interval = group[model]
+            x = position + 0.22 * (index - (len(models) - 1) / 2)
+            if interval is not None:
+                ax.plot([x, x], interval, color=colour, lw=4, alpha=0.35, solid_capstyle="butt")
+            ax.plot(x, value, "o", color=colour, ms=6, label=label)
+            label = None  # one entry a model
+    for style, (name, level) in zip(("--", ":", "-."), lines.items(), strict=False):
+        ax.axhline(level, **{**THEORY, "linestyle": style}, label=name)
+    ax.set_xticks(range(len(groups)), list(groups))
+    ax.set(xlim=(-0.6, len(groups) - 0.4), xlabel=xlabel, ylabel=ylabel)
+    ax.grid(axis="x", visible=False)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, columnspacing=1, handletextpad=0.5)
+    return ax
+
+
+def difference_forest(
+    names: Sequence[str],
+    differences: ArrayLike,
+    intervals: ArrayLike,
+    ax: Axes,
+    *,
+    xlabel: str,
+    paper: Mapping[str, float] | None = None,
+    limit: float = np.inf,
+) -> Axes:
+    """Draw paired differences (R,) with intervals (R, 2) from top to bottom, filled where zero lies outside.
+
+    ``paper`` adds its differences by name; what lies beyond ±``limit`` becomes an arrow at the edge.
+    """
+    for row, (name, value, (low, high)) in enumerate(zip(names, differences, intervals, strict=True)):
+        colour, face = ("#8a8a8a", "white") if low <= 0 <= high else ("#222222", "#222222")
+        ax.plot(np.clip([low, high], -limit, limit), [row, row], color=colour, lw=2)
+        for end in (low, high):
+            if abs(end) > limit:
+                ax.plot(np.sign(end) * limit, row, "<" if end < 0 else ">", ms=4, color=colour)
+        marker = "o" if abs(value) <= limit else "<" if value < 0 else ">"
+        ax.plot(np.clip(value, -limit, limit), row, marker, ms=6, color=colour, mfc=face, zorder=3)
+        if paper and name in paper:
+            ax.plot(np.clip(paper[name], -limit, limit), row, "D", ms=5, color=_PAPER, mfc="none", zorder=2)
+    ax.plot([], [], "o", color="#222222", label="interval without zero")
+    ax.plot([], [], "o", mfc="white", color="#8a8a8a", label="interval with zero")
+    if paper:
+        ax.plot([], [], "D", mfc="none", color=_PAPER, label="paper")
+    ax.axvline(0, **THEORY)
+    ax.set_yticks(range(len(names)), list(names))
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    if np.isfinite(limit):
+        ax.set_xlim(-1.05 * limit, 1.05 * limit)
+    ax.set(xlabel=xlabel, ylabel="metric")
+    ax.grid(axis="y", visible=False)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, columnspacing=1, handletextpad=0.3)
+    return ax
+
+
+def cost_over_resolution(cells: Sequence[Mapping[str, Any]], ax: Axes, *, batch: int, quantity: str) -> Axes:
+    """Draw "cpu_seconds", "seconds" or "mib" of a pass in each of the `WAYS` over the side of the image.
+
+    ``cells`` is the part ``steps`` that `benchmarks/cost.py` writes; those of another batch are left out.
+    """
+    units = {"cpu_seconds": "CPU seconds a pass", "seconds": "seconds a pass", "mib": "peak memory of a pass, MiB"}
+    if quantity not in units:
+        raise ValueError(f"quantity must be one of {', '.join(units)}, got {quantity!r}")
+    measured = [cell for cell in cells if cell["batch"] == batch and "ways" in cell]
+    if not measured:
+        raise ValueError(f"no cell of batch {batch} was measured; there are {sorted({c['batch'] for c in cells})}")
+    for name, (label, colour, marker) in WAYS.items():
+        values = {cell["resolution"]: cell["ways"][name][quantity] for cell in measured if name in cell["ways"]}
+        if points := [(side, value) for side, value in values.items() if value]:
+            ax.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=5, label=label)
+    ax.set(xscale="log", yscale="log", xlabel="side of the image, pixels", ylabel=units[quantity])
+    ax.set_title(f"batch {batch}")
+    ax.xaxis.set_major_locator(FixedLocator(sorted({cell["resolution"] for cell in measured})))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda side, _: f"{side:g}"))
+    ax.xaxis.set_minor_locator(NullLocator())
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high * (high / low) ** 0.35)  # room for the legend
+    ax.legend(loc="upper left", ncols=2, fontsize=8)
+    return ax
+
+
+def factor_paths(
+    position: ArrayLike, factors: ArrayLike, names: Sequence[str], ax: Axes, *, columns: Sequence[int]
+) -> Axes:
+    """Draw the true factors (N + 1, K) along a path: up to eight columns in colour with their detours, others grey.
+
+    The detour is ∑|Δz| − |z_N − z_0|; dotted is the straight way between the ends of each coloured factor.
+    """
+    position, factors = np.asarray(position), np.asarray(factors, dtype=float)
+    excess = np.abs(np.diff(factors, axis=0)).sum(axis=0) - np.abs(factors[-1] - factors[0])
+    ax.plot(position, np.delete(factors, columns, axis=1), color="#b8b8b8", lw=0.8, zorder=1)
+    for colour, column in zip(OTHERS, columns, strict=False):
+        label = f"{names[column].replace('_', ' ')} +{excess[column]:.2f}"
+        ax.plot(position, factors[:, column], "o-", ms=3, color=colour, label=label)
+        ax.plot(position[[0, -1]], factors[[0, -1], column], ":", lw=1, color=colour)
+    ax.set(ylim=(-1.05, 1.05), xlabel="position on the path", ylabel="factor")
+    ax.legend(fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1), columnspacing=1)
+    return ax

@@ -1,0 +1,73 @@
+"""What `isodiff reproduce` does."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from isodiff.files import data_directory, repository_root, require_folder, resolve_device, write_whole
+from isodiff.reproduce.claims import CLAIMS, experiments
+from isodiff.reproduce.readme import fill_readme, readme_blocks, write_figures
+from isodiff.reproduce.report import check_names, decide, tally, write_report
+
+
+def reproduce_claims(
+    claims: Sequence[str] = (),
+    *,
+    list_only: bool = False,
+    profile: str = "cpu",
+    output: str | Path | None = None,
+    work: str | Path | None = None,
+    jobs: int = 2,
+    device: str = "cpu",
+    photographs: str | None = None,
+    report: bool = False,
+    readme: bool = False,
+    progress: bool = True,
+) -> int:
+    """Decide the papers' claims, by running what decides them; return 1 if a run has failed, and otherwise 0.
+
+    What has a record is not run again; interrupted, it goes on when it is given again. The arguments are the options
+    that `isodiff reproduce --help` explains.
+    """
+    names = check_names(claims) if claims else list(CLAIMS)
+    known = experiments(profile)
+    if photographs and (profile != "gpu" or claims):
+        raise ValueError("photographs are for profile gpu and all claims; leave out --photographs, or the claims")
+    if readme and (profile != "cpu" or claims or output):
+        raise ValueError("README.md tells of all claims at profile cpu; leave out what chooses others, or --readme")
+    if list_only:
+        for claim in (CLAIMS[name] for name in names):
+            print(f"{claim.name:24} {claim.statement}\n{'':24} {claim.protocol or claim.reason}")
+        return 0
+    own = repository_root() / "runs" / "reproduce" / profile
+    records = data_directory() / "results" / "reproduce" if profile == "cpu" else own / "records"
+    output, work = Path(output or records), Path(work or own / "work")
+    for folder in (output, work):
+        require_folder(folder)
+    if not report:
+        from isodiff.reproduce.run import Place, reproduce
+
+        needed = {name for claim in names if (endpoint := CLAIMS[claim].endpoint) for name in endpoint.experiments}
+        needed |= {"photos64"} if photographs else set()
+        chosen = {name: experiment for name, experiment in known.items() if name in needed}
+        place = Place(profile, output, work, str(resolve_device(device)), photographs)
+        if failures := reproduce(chosen, place, jobs=jobs, progress=progress):
+            print("\n".join(f"FAILED {failure}" for failure in failures), file=sys.stderr)
+            return 1
+    decisions = decide(output, names)
+    for decision in decisions:
+        claim = decision.claim
+        print(f"{decision.verdict:18} {claim.name:24} {claim.statement}\n{'':43} {decision.ours}")
+    print(f"\n{len(decisions)} claims: {tally(decisions)}")
+    written = [] if claims else write_report(output)
+    if readme:
+        page, notebooks = repository_root() / "README.md", repository_root() / "notebooks"
+        text = fill_readme(page.read_text(encoding="utf-8"), readme_blocks(output, notebooks))
+        written += write_figures(output, notebooks, data_directory() / "figures")
+        write_whole(page, text)
+        written.append(page)
+    for path in written:
+        print(f"written: {path}")
+    return 0

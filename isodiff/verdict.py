@@ -1,0 +1,92 @@
+"""Verdicts: what a paper claims, what we measured, and whether the two agree.
+
+Every notebook ends with `verdict_table([...])` as the last line of a cell. Jupyter shows it as a table, a terminal as
+text, and `isodiff run` collects the tables of all notebooks from the stored outputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from html import escape
+from typing import Any
+
+VERDICTS_MIME = "application/vnd.isodiff.verdicts+json"
+
+# verdict → (sign, colour): the sign carries the meaning where colour does not
+VERDICT_KINDS = {
+    "reproduced": ("✓", "#1a7f5a"),
+    "not reproduced": ("✗", "#b5451b"),
+    "underpowered": ("~", "#8a6d1a"),
+    "not testable here": ("–", "#6e6e6e"),
+}
+_HEADINGS = ("Claim", "Source", "Paper", "Ours", "Verdict")
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """One claim in a sentence, where it is made, the paper's value, ours with interval, n and seeds, and the verdict.
+
+    All are text, none is empty ("–" where there is nothing); the verdict is one of `VERDICT_KINDS`.
+    """
+
+    claim: str
+    source: str
+    paper: str
+    ours: str
+    verdict: str
+
+    def __post_init__(self) -> None:
+        """Refuse a verdict that is not one of the four, and an empty or non-text entry."""
+        for name, value in dataclasses.asdict(self).items():
+            if not isinstance(value, str) or not value.strip():
+                raise ValueError(f"{name} is {value!r}; give a non-empty string ('–' where there is nothing)")
+        if self.verdict not in VERDICT_KINDS:
+            raise ValueError(f"verdict is {self.verdict!r}; give one of {', '.join(VERDICT_KINDS)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class VerdictTable:
+    """Verdicts that show themselves: HTML in Jupyter, aligned text elsewhere, JSON for the course index."""
+
+    verdicts: tuple[Verdict, ...]
+
+    def to_json(self) -> list[dict[str, str]]:
+        """Return the rows as plain dictionaries."""
+        return [dataclasses.asdict(verdict) for verdict in self.verdicts]
+
+    def to_html(self) -> str:
+        """Return a table that carries its own style: the same in Jupyter and in the index."""
+        cell = "text-align:left;vertical-align:top;padding:.45em .8em;border-bottom:1px solid #8884;"
+        head = "".join(f'<th style="{cell}font-weight:600">{title}</th>' for title in _HEADINGS)
+        rows = []
+        for verdict in self.verdicts:
+            sign, colour = VERDICT_KINDS[verdict.verdict]
+            texts = (verdict.claim, verdict.source, verdict.paper, verdict.ours)
+            body = "".join(f'<td style="{cell}">{escape(text)}</td>' for text in texts)
+            style = f"{cell}white-space:nowrap;font-weight:600;color:{colour}"
+            rows.append(f'<tr>{body}<td style="{style}">{sign} {verdict.verdict}</td></tr>')
+        return (
+            '<table class="verdicts" style="border-collapse:collapse;font-size:.95em">'
+            f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        )
+
+    def __str__(self) -> str:
+        """Return aligned text, one verdict per line."""
+        rows = [_HEADINGS, *(tuple(row.values()) for row in self.to_json())]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, Any]:
+        return {"text/plain": str(self), "text/html": self.to_html(), VERDICTS_MIME: self.to_json()}
+
+
+def verdict_table(verdicts: Iterable[Verdict]) -> VerdictTable:
+    """Return a table of at least one verdict; make it the last line of a notebook's cell."""
+    rows = tuple(verdicts)
+    if not rows:
+        raise ValueError("verdict_table got no verdicts; give at least one Verdict")
+    for row in rows:
+        if not isinstance(row, Verdict):
+            raise TypeError(f"verdict_table got {row!r}; every entry must be a Verdict")
+    return VerdictTable(rows)

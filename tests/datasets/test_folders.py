@@ -1,0 +1,231 @@
+"""Folders and archives: the same images however they are packed, from any process, and damage named."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from isodiff.datasets import ImageDataset, images, open_dataset
+from isodiff.datasets.folders import open_folder
+
+from .pictures import encoded, noise, write_tar
+
+
+@pytest.fixture(params=["held", "on demand"])
+def memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "on demand":
+        monkeypatch.setattr(images, "MEMORY_LIMIT", 10)
+    return request.param
+
+
+def stacked(dataset: ImageDataset) -> torch.Tensor:
+    return torch.stack(list(dataset))
+
+
+def photograph(seed: int) -> bytes:
+    return encoded(noise(seed))
+
+
+def write_folder(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def test_a_folder_holds_its_colours_in_the_order_of_the_names(tmp_path: Path, memory: str) -> None:
+    """Formats and sub-folders, written out of order, among files that are no images."""
+    (tmp_path / "inner").mkdir()
+    Image.new("RGB", (20, 20), (0, 0, 255)).save(tmp_path / "inner" / "c.webp", lossless=True)
+    Image.new("RGB", (20, 20), (0, 255, 0)).save(tmp_path / "b.png")
+    Image.new("RGB", (20, 20), (255, 0, 0)).save(tmp_path / "a_age3.jpg", quality=100)
+    (tmp_path / "notes.txt").write_text("not an image")
+    (tmp_path / "._a.jpg").write_bytes(b"a resource fork, not an image")
+    dataset = open_dataset(f"folder:{tmp_path}", 16)
+    assert isinstance(dataset.pixels, torch.Tensor) == (memory == "held")
+    assert dataset.names == ("a_age3.jpg", "b.png", "inner/c.webp")
+    assert (dataset.channels, dataset.resolution, dataset.horizontal_flip) == (3, 16, True)
+    (batch,) = DataLoader(dataset, batch_size=3)
+    colours = (torch.eye(3) * 2 - 1)[:, :, None, None].expand(3, 3, 16, 16)
+    torch.testing.assert_close(batch, colours, atol=0.02, rtol=0)
+    assert torch.equal(torch.stack(dataset.__getitems__([2, 0, 2, -1])), batch[[2, 0, 2, 2]])
+    with pytest.raises(IndexError):
+        dataset[3]
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_plain_tar_is_the_folder_it_was_made_from(tmp_path: Path, form: int, memory: str) -> None:
+    """Whatever the dialect, with long names, other files between the images, and in memory or not."""
+    long = "/".join(["a directory with quite a long name"] * 4) + "/z.png"  # beyond the 100 bytes of a plain header
+    contents = {name: photograph(i) for i, name in enumerate(["b.png", long, "a.png", "sub/c.png"])}
+    others = {"notes.txt": b"x" * 700, "._a.png": b"a resource fork"}
+    loose = open_folder(write_folder(tmp_path / "loose", contents), 8)
+    packed = open_folder(write_tar(tmp_path / "images.tar", others | contents, form=form), 8)
+    assert packed.names == loose.names == tuple(sorted(contents))
+    assert torch.equal(stacked(packed), stacked(loose))
+
+
+@pytest.mark.parametrize("compression", ["gz", "xz", "bz2"])
+def test_a_compressed_archive_is_the_plain_one_and_has_to_fit_into_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str
+) -> None:
+    files = {f"{i}.png": photograph(i) for i in (2, 0, 1)}
+    plain = open_folder(write_tar(tmp_path / "a.tar", files), 8)
+    archive = write_tar(tmp_path / f"a.tar.{compression}", files, f"w:{compression}")
+    assert open_folder(archive, 8).names == plain.names
+    assert torch.equal(stacked(open_folder(archive, 8)), stacked(plain))
+    monkeypatch.setattr(images, "MEMORY_LIMIT", 3 * 64 * 3 - 1)
+    with pytest.raises(ValueError, match=r"3 images of 8 x 8 pixels exceed .* decompress it to a plain \.tar"):
+        open_folder(archive, 8)
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Write a directory of two shards, one in a sub-directory, and two loose images."""
+    write_tar(tmp_path / "b.tar", {"2.png": photograph(2), "1.png": photograph(1)})
+    write_tar(tmp_path / "sub" / "a.tar", {"x/3.png": photograph(3)})
+    loose = {"a.png": photograph(0), "sub/z.png": photograph(4), "._b.tar": b"a resource fork"}
+    return write_folder(tmp_path, loose)
+
+
+@pytest.mark.usefixtures("memory")
+def test_a_directory_of_shards_is_one_data_set(shards: Path) -> None:
+    dataset = open_dataset(f"folder:{shards}", 12)
+    assert dataset.names == ("a.png", "b.tar/1.png", "b.tar/2.png", "sub/a.tar/x/3.png", "sub/z.png")
+    expected = torch.from_numpy(np.stack([np.array(noise(i)) for i in range(5)]))
+    assert torch.equal(stacked(dataset), expected.permute(0, 3, 1, 2).float() / 127.5 - 1)
+
+
+def test_workers_and_forks_read_what_the_parent_reads(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MEMORY_LIMIT", 10)
+    dataset = open_dataset(f"folder:{shards}", 8)
+    here = stacked(dataset)
+    there = torch.cat(list(DataLoader(dataset, batch_size=1, num_workers=2)))
+    assert torch.equal(here, there)
+    assert torch.equal(stacked(pickle.loads(pickle.dumps(dataset))), here)  # as workers that are spawned get it
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:  # both processes read at once
+        os.write(writer, b"same" if all(torch.equal(stacked(dataset), here) for _ in range(20)) else b"else")
+        os._exit(0)
+    assert all(torch.equal(stacked(dataset), here) for _ in range(20))
+    os.waitpid(child, 0)
+    assert os.read(reader, 4) == b"same"
+
+
+def test_headers_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of headers pass through, and what stays is names and three numbers an image."""
+    monkeypatch.setattr(images, "MEMORY_LIMIT", 10)
+    archive = write_tar(tmp_path / "many.tar", dict.fromkeys((f"{i:05d}.png" for i in range(500)), photograph(0)))
+    reader = open_folder(archive, 4).pixels.read
+    assert (len(reader.names), reader.where.nbytes) == (500, 24 * 500)
+    assert len(set(np.diff(reader.where[:, 1]))) == 1  # one record after another
+
+
+# Damage
+
+
+@pytest.mark.usefixtures("memory")
+@pytest.mark.parametrize("packed", [True, False])
+def test_broken_images_are_skipped_counted_and_named(tmp_path: Path, packed: bool) -> None:
+    whole = encoded(noise(0, 64), "JPEG")
+    files = {"a.png": photograph(0), "b1.jpg": whole[: len(whole) // 2], "b2.png": photograph(1)[:60], "b3.gif": b""}
+    files |= {"b4.webp": b"no image at all", "c.png": photograph(2)}
+    path = write_tar(tmp_path / "images.tar", files) if packed else write_folder(tmp_path, files)
+    with pytest.warns(UserWarning, match=r"skipped 4 of 6 images in .*b1\.jpg .*; .*b2\.png .*; .*b3\.gif"):
+        dataset = open_dataset(f"folder:{path}", 12)
+    assert dataset.names == ("a.png", "c.png")
+    expected = [np.array(noise(i)).transpose(2, 0, 1) for i in (0, 2)]
+    assert torch.equal(stacked(dataset), torch.from_numpy(np.stack(expected)).float() / 127.5 - 1)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"readme.txt": b"words"}, "no images in"),
+        ({"a.png": b"x", "b.jpg": b"x"}, r"none of the 2 images in .* can be read: a\.png \(not an image\)"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["", ".tar", ".tar.xz"])
+def test_without_an_image_there_is_no_data_set(
+    tmp_path: Path, files: dict[str, bytes], message: str, suffix: str
+) -> None:
+    path = tmp_path / f"images{suffix}"
+    if suffix:
+        write_tar(path, files, "w:xz" if suffix == ".tar.xz" else "w")
+    else:
+        write_folder(path, files)
+    with pytest.raises(ValueError, match=message):
+        open_dataset(f"folder:{path}", 8)
+
+
+def test_what_is_no_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no such folder or archive: .*nowhere"):
+        open_dataset(f"folder:{tmp_path / 'nowhere'}", 8)
+    for content in (b"", b"hello", photograph(1)):
+        (tmp_path / "file.tar").write_bytes(content)
+        with pytest.raises(ValueError, match=r"is a file but no tar archive.* give a directory"):
+            open_dataset(f"folder:{tmp_path / 'file.tar'}", 8)
+
+
+@pytest.mark.parametrize("compression", ["", "gz", "bz2", "xz"])
+@pytest.mark.parametrize("fraction", [0.5, 0.9])
+def test_an_archive_cut_short_is_an_error(tmp_path: Path, compression: str, fraction: float) -> None:
+    """A download that broke off never becomes a smaller data set."""
+    files = {f"{i:02d}.png": encoded(noise(i, 64)) for i in range(20)}
+    whole = write_tar(tmp_path / "whole.tar", files, f"w:{compression}").read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[: int(len(whole) * fraction)])
+    with pytest.raises(ValueError, match="cut short"):
+        open_dataset(f"folder:{tmp_path / 'cut.tar'}", 8)
+
+
+@pytest.mark.parametrize("fraction", [-1.0, 0.0, 0.1, 0.99])
+def test_a_shard_cut_short_is_an_error(shards: Path, fraction: float) -> None:
+    with tarfile.open(shards / "b.tar") as tar:
+        last = tar.getmembers()[-1]
+    end = last.offset_data + int(last.size * fraction) if fraction >= 0 else last.offset + 100  # within its header
+    (shards / "b.tar").write_bytes((shards / "b.tar").read_bytes()[:end])
+    with pytest.raises(ValueError, match=r"b\.tar is damaged or cut short"):
+        open_dataset(f"folder:{shards}", 8)
+
+
+@pytest.mark.parametrize("compression", ["", "gz"])
+def test_a_header_that_is_overwritten_is_an_error(tmp_path: Path, compression: str) -> None:
+    """Tarfile takes it for the end; the images behind it would be lost without a word."""
+    archive = write_tar(tmp_path / "images.tar", {f"{i}.png": photograph(i) for i in range(4)})
+    content = bytearray(archive.read_bytes())
+    with tarfile.open(archive) as tar:
+        at = tar.getmembers()[2].offset
+    content[at : at + 200] = b"?" * 200
+    if compression:
+        content = gzip.compress(content)
+    archive.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"damaged or cut short.*no header at byte {at:,}"):
+        open_folder(archive, 8)
+
+
+def test_compressed_shards_are_named(shards: Path) -> None:
+    """In a directory they cannot be read in any order: a warning, or an error if they pose as plain ones."""
+    write_tar(shards / "c.tar.gz", {"5.png": photograph(5)}, "w:gz")
+    with pytest.warns(UserWarning, match=r"ignored 1 compressed archives in .*: c\.tar\.gz; decompress them"):
+        assert len(open_dataset(f"folder:{shards}", 8)) == 5
+    (shards / "c.tar.gz").rename(shards / "c.tar")
+    with pytest.raises(ValueError, match=r"c\.tar is damaged or cut short, or not a plain tar archive"):
+        open_dataset(f"folder:{shards}", 8)
+
+
+@pytest.mark.parametrize("mode", ["w", "w:xz"])
+def test_the_number_of_images_is_checked_before_any_is_decoded(tmp_path: Path, mode: str) -> None:
+    """Nothing here decodes, so that an error about the number can only come first."""
+    archive = write_tar(tmp_path / "images.tar", {"a.png": b"broken"}, mode)
+    with pytest.raises(ValueError, match="holds 1 images where 2 are expected"):
+        open_folder(archive, 8, count=2)

@@ -1,0 +1,391 @@
+"""Nothing that was written is lost to a kill, a flipped bit, a full disk, a signal or a loss that is not finite."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import random
+import resource
+import shutil
+import signal
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from itertools import islice
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMPipeline
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from isodiff.datasets.faces import FacesDataset
+from isodiff.diffusion import (
+    Checkpoint,
+    FinetuneConfig,
+    TrainingInterrupted,
+    TrainingState,
+    load_pipeline,
+    read_record,
+    train,
+)
+from isodiff.diffusion.finetune import finetune
+from isodiff.files import data_directory
+
+from .tiny import tiny_ddpm
+
+CONFIG = FinetuneConfig(num_steps=6, batch_size=2, learning_rate=1e-3, lambda_iso=0.1, p=0.0, checkpoint_every=2)
+DIGEST = 32  # bytes of the SHA-256 at the beginning of a checkpoint
+WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
+Whole = tuple[torch.Tensor, list[TrainingState]]
+
+
+class _Images(FacesDataset):
+    """Five faces; sends this process signals while the batch of the third step is loaded."""
+
+    def __init__(self, *signals: int) -> None:
+        super().__init__(8, num_images=5)
+        self.signals, self.seen = signals, 0
+
+    def __getitems__(self, indices: list[int]) -> list[torch.Tensor]:
+        self.seen += len(indices) > 1  # one image is read before, for its shape
+        for number in self.signals if self.seen == 3 else ():
+            signal.raise_signal(number)  # handled before it returns, where one sent by kill may come late
+        return super().__getitems__(indices)
+
+
+def _start(pipeline: DDPMPipeline, file: Path | None, config: FinetuneConfig = CONFIG) -> Iterator[TrainingState]:
+    return finetune(pipeline, _Images(), config, accelerator=Accelerator(cpu=True), checkpoint=file)
+
+
+def _train(output: Path, config: FinetuneConfig = CONFIG, *signals: int, **facts: str) -> DDPMPipeline:
+    options = {"accelerator": Accelerator(cpu=True), "progress": False, "provenance": facts}
+    return train(tiny_ddpm(), _Images(*signals), config, output, **options)
+
+
+def _weights(pipeline: DDPMPipeline) -> torch.Tensor:
+    return torch.nn.utils.parameters_to_vector(pipeline.unet.parameters()).detach()
+
+
+def _content(file: Path) -> dict:
+    return torch.load(io.BytesIO(file.read_bytes()[DIGEST:]), weights_only=True)
+
+
+def _steps(file: Path) -> list[int]:
+    return [_content(path)["step"] for path in (file, file.with_name("c.previous.pt"))]
+
+
+def _flip(file: Path, position: int = -1, bit: int = 0) -> None:
+    content = bytearray(file.read_bytes())
+    content[position] ^= 1 << bit
+    file.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def whole() -> Whole:
+    """Weights and states of the run that nothing disturbs."""
+    pipeline = tiny_ddpm()
+    states = list(_start(pipeline, None))
+    return _weights(pipeline), states
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a run dropped after step 5, as by a kill: checkpoints of steps 4 and 2."""
+    directory = tmp_path_factory.mktemp("written")
+    list(islice(_start(tiny_ddpm(), directory / "c.pt"), 5))
+    return directory
+
+
+@pytest.fixture
+def file(written: Path, tmp_path: Path) -> Path:
+    """Return a copy of the newest checkpoint, with the one before beside it."""
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "c.pt"
+
+
+# Checkpoints
+
+
+def test_a_run_goes_on_bit_by_bit_and_keeps_its_last_two_checkpoints(file: Path, whole: Whole) -> None:
+    assert sorted(path.name for path in file.parent.iterdir()) == ["c.previous.pt", "c.pt"]
+    assert _steps(file) == [4, 2]
+    pipeline, state = tiny_ddpm(seed=9), torch.get_rng_state()  # other weights, which are replaced
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert list(_start(pipeline, file)) == whole[1][4:]
+    assert torch.equal(_weights(pipeline), whole[0])
+    assert torch.equal(torch.get_rng_state(), state), "the global generator is left alone"
+    assert _steps(file) == [6, 4]
+
+
+def test_every_choice_resumes_bit_by_bit(tmp_path: Path) -> None:
+    """Dropout too; recomputation may be switched on by the way, to fit into another memory."""
+    config = replace(CONFIG, checkpoint_every=3, lr_scheduler="cosine", warmup_steps=2, horizontal_flip=True, p=0.2)
+    config = replace(config, regularize_every=2, regularize_fraction=0.5, gradient_accumulation_steps=2, normalize=True)
+    config = replace(config, isometry_route="differences")
+
+    def tiny() -> DDPMPipeline:
+        pipeline = tiny_ddpm()
+        for module in pipeline.unet.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.3
+        return pipeline
+
+    straight, resumed = tiny(), tiny()
+    states = list(_start(straight, None, config))
+    first = list(islice(_start(tiny(), tmp_path / "c", config), 4))
+    torch.rand(3)  # the global generator plays no part
+    again = list(_start(resumed, tmp_path / "c", replace(config, gradient_checkpointing=True)))
+    assert first[:3] + again == states
+    assert torch.equal(_weights(straight), _weights(resumed))
+
+
+@given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(-2, 7), header=st.booleans())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_checkpoint_falls_back(written: Path, tmp_path: Path, where: float, bit: int, header: bool) -> None:
+    """Whatever bit flips or is missing, the whole file too: what is read is what was written one before."""
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
+    file, unet = tmp_path / "c.pt", tiny_ddpm(seed=9).unet
+    position = int(where * (DIGEST if header else file.stat().st_size))
+    if bit == -2:
+        file.unlink()
+    elif bit == -1:
+        file.write_bytes(file.read_bytes()[:position])
+    else:
+        _flip(file, position, bit)
+    before = _content(tmp_path / "c.previous.pt")
+    checkpoint = Checkpoint(file, {"model": unet}, before["settings"], Accelerator(cpu=True))
+    why = "c.pt is missing" if bit == -2 else "c.pt is damaged: its SHA-256 is not the one it was written with"
+    with pytest.warns(UserWarning, match=rf"{why}; going on from .*c\.previous\.pt, step 2"):
+        assert checkpoint.restore() == 2
+    assert all(torch.equal(unet.state_dict()[name], tensor) for name, tensor in before["parts"]["model"].items())
+
+
+def test_a_damaged_file_does_not_take_the_place_of_the_good_one(file: Path, whole: Whole) -> None:
+    _flip(file)
+    pipeline = tiny_ddpm()
+    with pytest.warns(UserWarning, match="is damaged"):
+        list(islice(_start(pipeline, file), 3))
+    assert _steps(file) == [4, 2]
+    assert list(_start(pipeline, file)) == whole[1][4:]
+    assert torch.equal(_weights(pipeline), whole[0])
+
+
+def test_what_cannot_be_gone_on_from_is_refused(file: Path) -> None:
+    """Other settings, images or facts, all named; another architecture; no file that is whole."""
+    before = file.read_bytes()
+    other = replace(CONFIG, lambda_iso=0.2, seed=3, checkpoint_every=1, num_workers=1)
+    run = finetune(tiny_ddpm(), FacesDataset(8, num_images=4), other, checkpoint=file, provenance={"dataset": "faces"})
+    expected = (
+        r"other settings: lambda_iso = 0\.1 there, 0\.2 now, seed = 0 there, 3 now, num_images = 5 there, 4 now, "
+        r"dataset = None there, 'faces' now; give those"
+    )
+    with pytest.raises(ValueError, match=expected):
+        next(run)
+    pipeline = tiny_ddpm()
+    pipeline.unet.conv_in = torch.nn.Conv2d(3, 5, 3)
+    with pytest.raises(ValueError, match="another architecture"):
+        next(_start(pipeline, file))
+    assert file.read_bytes() == before
+    for path in (file, file.with_name("c.previous.pt")):
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"no checkpoint is good: .*c\.pt is damaged.*c\.previous\.pt is damaged.*Put"):
+        next(_start(tiny_ddpm(), file))
+
+
+def test_a_full_disk_loses_nothing(file: Path, whole: Whole) -> None:
+    """The kernel refuses the write half way; both files before stay, and the run goes on from them."""
+    before = {path.name: path.read_bytes() for path in file.parent.iterdir()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    run = _start(tiny_ddpm(), file)
+    assert [next(run).step, next(run).step] == [5, 6]
+    # Stands for a disk with less room than the file needs: the same call fails at the same place.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size // 2, hard))
+    expected = (
+        r"the checkpoint of step 6 could not be written to .*c\.pt \(.*File too large.*\); the last good checkpoint is "
+        r"step 4, .*c\.pt, and nothing written before is lost\. Make room"
+    )
+    try:
+        with pytest.raises(OSError, match=expected):
+            next(run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {path.name: path.read_bytes() for path in file.parent.iterdir()} == before
+    pipeline = tiny_ddpm()
+    list(_start(pipeline, file))
+    assert torch.equal(_weights(pipeline), whole[0])
+
+
+@pytest.mark.parametrize(
+    ("steps", "value", "message"),
+    [
+        (1, float("inf"), r"step 6: L_dsm = inf, L_iso = .*, t = \d+, gradient norm = .*;"),
+        (1, float("nan"), r"step 6: L_dsm = nan, .*;"),
+        (2, float("nan"), r"step 6 left weights that are not finite;"),
+    ],
+)
+def test_what_is_not_finite_stops_the_run_and_is_not_written(
+    file: Path, steps: int, value: float, message: str
+) -> None:
+    before, pipeline = file.read_bytes(), tiny_ddpm()
+    run = _start(pipeline, file)
+    list(islice(run, steps))
+    pipeline.unet.conv_out.bias.data.fill_(value)
+    told = message + r" the last good checkpoint is step 4, .*c\.pt\. Lower learning_rate"
+    with pytest.raises(FloatingPointError, match=told):
+        next(run)
+    assert file.read_bytes() == before
+
+
+# Signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(number: int, tmp_path: Path, whole: Whole) -> None:
+    handler, output = signal.getsignal(number), tmp_path / "run"
+    expected = rf"stopped by {number.name} after step 3 of 6; the last good checkpoint is step 3, .*checkpoint\.pt"
+    with pytest.raises(TrainingInterrupted, match=expected) as stopped:
+        _train(output, CONFIG, number)
+    assert stopped.value.signal == number
+    assert signal.getsignal(number) is handler
+    assert _content(output / "checkpoint.pt")["step"] == 3
+    with pytest.raises(TrainingInterrupted, match="after step 6 of 6"):
+        _train(output, CONFIG, number)
+    assert torch.equal(_weights(_train(output)), whole[0])
+    told = {name: [asdict(state)[name] for state in whole[1]] for name in ("dsm", "anisotropy", "grad_norm")}
+    assert read_record(output / "training.json")["curves"] == {"step": [1, 2, 3, 4, 5, 6], **told}
+    assert not list(output.glob("*checkpoint*"))
+
+
+def test_a_second_interrupt_ends_the_run_at_once(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            _train(tmp_path / "o", CONFIG, signal.SIGINT, signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# Kills
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., BaseProcess]:
+    """Train in a process forked from a server that has imported everything, so that it starts at once."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    from killed import train_until_killed
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["isodiff.diffusion.finetune", "isodiff.datasets.faces", "diffusers.models.unets"])
+
+    def forked(*arguments: object) -> BaseProcess:
+        process = context.Process(target=train_until_killed, args=arguments)
+        process.start()
+        return process
+
+    return forked
+
+
+def _ended(process: BaseProcess) -> int:
+    process.join()
+    return process.exitcode
+
+
+def _same(one: Path, other: Path) -> bool:
+    records = [json.loads((folder / "training.json").read_text())["curves"] for folder in (one, other)]
+    return records[0] == records[1] and (one / WEIGHTS).read_bytes() == (other / WEIGHTS).read_bytes()
+
+
+def test_kills_change_no_bit(tmp_path: Path, start: Callable[..., BaseProcess]) -> None:
+    """While images are read, before a checkpoint is begun, before each of its renames, before the record."""
+    config = replace(CONFIG, num_steps=5, batch_size=4, checkpoint_every=1, normalize=True)
+    whole = start(tmp_path / "whole", config)
+    for doom in (("__getitems__", 2), ("open", 2), ("replace", 2), ("replace", 1), ("__getitems__", 3), ("replace", 3)):
+        assert _ended(start(tmp_path / "killed", config, doom)) == -signal.SIGKILL, doom
+        assert not (tmp_path / "killed" / "training.json").exists()
+    assert [_ended(whole), _ended(start(tmp_path / "killed", config))] == [0, 0]
+    assert _same(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.exhaustive
+def test_twenty_kills_at_random_moments_change_no_bit(tmp_path: Path, start: Callable[..., BaseProcess]) -> None:
+    """A run is started, killed after a random time and started again until it ends, as often as the kills last."""
+    config = replace(CONFIG, num_steps=40, batch_size=4, checkpoint_every=1, lambda_iso=1e-2, normalize=True)
+    moments, kills, runs = random.Random(0), 0, 0
+    _ended(start(tmp_path / "first", replace(config, num_steps=1)))  # the server's imports are no part of the duration
+    began = time.monotonic()
+    assert _ended(start(tmp_path / "whole", config)) == 0
+    duration = time.monotonic() - began
+    while kills < 20:
+        runs += 1
+        while True:
+            process = start(tmp_path / f"run-{runs}", config)
+            if kills < 20:
+                process.join(moments.uniform(0, duration / 2))
+            if kills == 20 or process.exitcode is not None:
+                assert _ended(process) == 0
+                break
+            process.kill()
+            kills += _ended(process) == -signal.SIGKILL
+        assert _same(tmp_path / "whole", tmp_path / f"run-{runs}")
+
+
+# Records
+
+
+def test_the_result_is_an_ordinary_pipeline_with_a_record(tmp_path: Path) -> None:
+    facts, output = {"command": "isodiff …", "dataset": "faces", "base": "none"}, tmp_path / "model"
+    trained = _train(output, **facts)
+    assert {path.name for path in output.iterdir()} == {"model_index.json", "scheduler", "training.json", "unet"}
+    assert torch.equal(_weights(DDPMPipeline.from_pretrained(output)), _weights(trained))
+    record = read_record(output / "training.json")
+    expected = {"config": asdict(CONFIG), "parameters": len(_weights(trained)), **facts}
+    assert {name: record[name] for name in expected} == expected
+    assert {"isodiff", "torch", "diffusers", "accelerate"} <= record["versions"].keys()
+
+    # done: loaded, not repeated, whatever the command; any other run is refused
+    before = (output / WEIGHTS).stat().st_mtime_ns
+    again = _train(output, **facts | {"command": "other"})
+    assert torch.equal(_weights(again), _weights(trained))
+    assert (output / WEIGHTS).stat().st_mtime_ns == before
+    for config, fact, words in (
+        (replace(CONFIG, learning_rate=0.1), {}, r"learning_rate = 0\.001 there, 0\.1 now"),
+        (CONFIG, {"dataset": "digits"}, "dataset = 'faces' there, 'digits' now"),
+    ):
+        with pytest.raises(ValueError, match=f"model is of a run with other settings: {words}"):
+            _train(output, config, **facts | fact)
+    (output / "training.json").write_text("{")
+    with pytest.raises(ValueError, match=r"training\.json is damaged .*put a copy in place"):
+        _train(output, **facts)
+
+
+def test_a_model_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
+    """The checkpoint of the last step stays, and the same again only writes the model."""
+    (tmp_path / "unet").write_text("in the way")
+    with pytest.raises(OSError, match=r" could not be written \(.+\); the checkpoints written before are whole"):
+        _train(tmp_path)
+    (tmp_path / "unet").unlink()
+    pipeline = _train(tmp_path)
+    assert torch.equal(_weights(load_pipeline(tmp_path)), _weights(pipeline))
+
+
+def test_records_of_shipped_models_are_read(tmp_path: Path) -> None:
+    """Settings younger than a record had their defaults, those that are gone had them too."""
+    files = [file for file in data_directory().glob("checkpoints/**/training.json") if (file.parent / "unet").exists()]
+    assert len(files) > 5
+    for file in files:
+        record, names = read_record(file), set(asdict(CONFIG))
+        gone = {name: value for name, value in record["config"].items() if name not in names}
+        assert gone in ({}, {"channels_last": False, "compile": False})
+        config = FinetuneConfig(**{name: value for name, value in record["config"].items() if name in names})
+        (tmp_path / "training.json").write_text(file.read_text())
+        with pytest.raises(FileNotFoundError):  # of this run: all that is missing is the model
+            _train(tmp_path, config, dataset=record["dataset"])
+        with pytest.raises(ValueError, match=r"seed = \d+ there, 77 now"):
+            _train(tmp_path, replace(config, seed=77), dataset=record["dataset"])

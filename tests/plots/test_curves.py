@@ -1,0 +1,122 @@
+"""The recurring curves draw the numbers they are given, on labelled axes, in the course's colours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+
+from isodiff.plots import curves
+from isodiff.plots.style import COLOURS
+
+MODELS = ("base", "control", "isometric")
+FACTORS = np.array([[0, 0, 0], [0.5, 0.5, 0], [0, 1, 0]])  # there and back, an excess of 1; far without a detour; still
+PASS = {name: {"cpu_seconds": float(factor), "mib": 3.0} for name, factor in (("dsm", 1), ("full", 2), ("released", 5))}
+CELLS = [
+    {"resolution": 32, "batch": 8, "ways": PASS},
+    {"resolution": 64, "batch": 8, "ways": {**PASS, "dsm": {"cpu_seconds": 4.0, "mib": None}}},
+    {"resolution": 128, "batch": 8, "left_out": "about 900 s expected"},
+    {"resolution": 32, "batch": 1, "ways": {}},
+]
+RUNS = {
+    name: {"step": [0, 1, 2, 3], "dsm": [1.0, 3.0, 5.0, 7.0], "anisotropy": [None, 8.0, None, 4.0]} for name in MODELS
+}
+FIGURES: dict[str, Callable[[Axes], Axes]] = {
+    "training_curves": lambda ax: curves.training_curves(RUNS, "anisotropy", ax),
+    "grouped_points": lambda ax: curves.grouped_points(
+        {"training": {m: (1.0, None) for m in MODELS}, "shuffled": {"base": (2.0, (1.5, 2.5))}},
+        ax,
+        ylabel="LS",
+        lines={"perfect": 1, "ignorance": 2},
+    ),
+    "difference_forest": lambda ax: curves.difference_forest(
+        ["fid", "kid", "ppl"],
+        [1.0, -5.0, 300.0],
+        [[-1, 3], [-6, -4], [200, 400]],
+        ax,
+        xlabel="difference, %",
+        paper={"ppl": -12.0},
+        limit=100,
+    ),
+    "cost_over_resolution": lambda ax: curves.cost_over_resolution(CELLS, ax, batch=8, quantity="cpu_seconds"),
+    "factor_paths": lambda ax: curves.factor_paths(
+        np.array([0, 0.5, 1]), FACTORS, ("hair_length", "smile", "pose"), ax, columns=(1, 0)
+    ),
+}
+
+
+def legend(ax: Axes) -> list[str]:
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_returns_its_labelled_axes_and_can_be_drawn(name: str, ax: Axes) -> None:
+    assert FIGURES[name](ax) is ax
+    assert ax.get_xlabel()
+    assert ax.get_ylabel()
+    ax.figure.canvas.draw()
+
+
+def test_a_training_curve_leaves_out_what_was_not_measured_and_shows_the_isometry(ax: Axes) -> None:
+    FIGURES["training_curves"](ax)
+    lines = {line.get_label(): line for line in ax.get_lines()}
+    np.testing.assert_array_equal(lines["isometric"].get_xydata(), [[1, 8], [3, 4]])
+    assert lines["isometric"].get_color() == COLOURS["isometric"]
+    assert lines["scaled isometry"].get_ydata()[0] == 1
+
+
+def test_a_smoothed_training_curve_is_the_running_mean_over_its_points(ax: Axes) -> None:
+    curves.training_curves({"control": RUNS["control"]}, "dsm", ax, smooth=3)
+    points, mean = ax.get_lines()
+    np.testing.assert_array_equal(points.get_ydata(), [1, 3, 5, 7])
+    np.testing.assert_allclose(mean.get_xydata(), [[2, 3], [3, 5]])
+    assert legend(ax) == ["control"]
+
+
+def test_a_model_without_a_value_leaves_a_gap(ax: Axes) -> None:
+    FIGURES["grouped_points"](ax)
+    assert len([line for line in ax.get_lines() if line.get_marker() == "o"]) == 4
+    assert legend(ax) == [*MODELS, "perfect", "ignorance"]
+
+
+def test_forest_fills_what_leaves_out_zero_and_keeps_what_is_far_at_the_edge(ax: Axes) -> None:
+    FIGURES["difference_forest"](ax)
+    points = {line.get_ydata()[0]: line for line in ax.get_lines() if len(line.get_xdata()) == 1 and line.get_ms() == 6}
+    assert [points[row].get_xdata()[0] for row in range(3)] == [1, -5, 100]
+    assert [points[row].get_marker() for row in range(3)] == ["o", "o", ">"]
+    faces = [points[row].get_markerfacecolor() for row in range(3)]
+    assert [to_hex(face) for face in faces] == ["#ffffff", "#222222", "#222222"]
+    assert ax.yaxis_inverted()  # the first name is on top
+
+
+@pytest.mark.parametrize(
+    ("quantity", "label", "found"),
+    [("cpu_seconds", "CPU seconds a pass", [1, 4]), ("mib", "peak memory of a pass, MiB", [3])],
+)
+def test_cost_is_drawn_where_it_was_measured(quantity: str, label: str, found: list[float], ax: Axes) -> None:
+    curves.cost_over_resolution(CELLS, ax, batch=8, quantity=quantity)
+    lines = {line.get_label(): line for line in ax.lines}
+    assert set(lines) == {curves.WAYS[name][0] for name in PASS}
+    assert lines[curves.WAYS["dsm"][0]].get_xydata().tolist() == [[32 * 2**i, value] for i, value in enumerate(found)]
+    assert ax.get_ylabel() == label
+
+
+def test_factor_paths_name_the_detour_of_those_in_colour(ax: Axes) -> None:
+    FIGURES["factor_paths"](ax)
+    assert legend(ax) == ["smile +0.00", "hair length +1.00"]
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda ax: curves.training_curves(RUNS, "loss", ax), "quantity must be one of dsm, anisotropy; got 'loss'"),
+        (lambda ax: curves.cost_over_resolution(CELLS, ax, batch=4, quantity="mib"), r"batch 4 .* there are \[1, 8\]"),
+        (lambda ax: curves.cost_over_resolution(CELLS, ax, batch=8, quantity="joules"), "mib, got 'joules'"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_by_name(draw: Callable[[Axes], Axes], message: str, ax: Axes) -> None:
+    with pytest.raises(ValueError, match=message):
+        draw(ax)

@@ -1,0 +1,62 @@
+"""Images as figures: pixels where they belong, labels under the images, bad input refused; figures stored small."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.axes import Axes
+from PIL import Image
+
+from isodiff.plots import globe, image_grid, image_strip, palette_png
+
+
+def test_image_grid_puts_pixels_where_they_belong(ax: Axes) -> None:
+    images = torch.stack([torch.full((1, 2, 2), value) for value in (-1.0, 0.0, 1.0, 3.0)])
+    shown = image_grid(images, ax, columns=2, title="four").images[0].get_array()
+    np.testing.assert_allclose(shown[[0, 0, 3, 3], [0, 3, 0, 3], 0], [0, 0.5, 1, 1])
+    np.testing.assert_allclose(shown[[0, 2], [0, 2], 3], [1, 0])
+    assert ax.get_title(loc="left") + ax.get_title() == "four"
+
+
+def test_image_strip_labels_the_centres_and_span_widens_the_range(ax: Axes) -> None:
+    image_strip(torch.full((3, 3, 4, 4), 2.0), ax, labels=["a", "b", "c"], ylabel="row", span=4.0)
+    np.testing.assert_allclose(ax.get_xticks(), [1.5, 6.5, 11.5])
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["a", "b", "c"]
+    assert ax.get_ylabel() == "row"
+    np.testing.assert_allclose(ax.images[0].get_array()[0, 0, :3], 0.75)
+
+
+IMAGE = torch.zeros(2, 1, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda ax: image_strip(IMAGE[:, 0], ax), r"\(2, 4, 4\)"),
+        (lambda ax: image_strip(IMAGE.expand(2, 2, 4, 4), ax), r"\(2, 2, 4, 4\)"),
+        (lambda ax: image_strip(IMAGE[:0], ax), r"\(0, 1, 4, 4\)"),
+        (lambda ax: image_strip(IMAGE * torch.nan, ax), "32 NaN"),
+        (lambda ax: image_strip(IMAGE, ax, span=0.0), "span must be positive, got 0.0"),
+        (lambda ax: image_strip(IMAGE, ax, labels=["a"]), "2; got 1"),
+        (lambda ax: image_grid(IMAGE, ax, columns=0, title=""), "columns must be at least 1, got 0"),
+    ],
+)
+def test_bad_images_are_refused(draw: Callable[[Axes], Axes], message: str, ax: Axes) -> None:
+    with pytest.raises(ValueError, match=message):
+        draw(ax)
+
+
+def test_palette_png_is_the_figure_to_the_eye_and_smaller(ax: Axes) -> None:
+    globe(ax)
+    plain = io.BytesIO()
+    ax.figure.savefig(plain, format="png", facecolor="white")
+    compact = palette_png(ax.figure)
+    pictures = [Image.open(io.BytesIO(data)) for data in (plain.getvalue(), compact)]
+    assert pictures[1].mode == "P"
+    before, after = (np.asarray(picture.convert("RGB"), dtype=float) for picture in pictures)
+    assert np.abs(before - after).mean() < 1  # of 255
+    assert len(compact) < 0.6 * len(plain.getvalue())

@@ -1,0 +1,194 @@
+"""Intervals over seeds, the two rules and the correction: against scipy by hand, by simulation, at the boundaries."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from scipy import stats
+
+from isodiff.reproduce.rules import RATE, Effect, Estimate, Within, survivors
+
+VALUES = st.lists(st.floats(-2, 2), min_size=2, max_size=10).map(lambda v: [round(x, 6) for x in v])
+VALUES = VALUES.filter(lambda values: np.std(values) > 1e-3)
+close = partial(pytest.approx, rel=1e-6, abs=1e-12)
+REPRODUCED, NOT, UNDERPOWERED = "reproduced", "not reproduced", "underpowered"
+
+
+def estimate(mean: float, reach: float, seeds: int = 5) -> Estimate:
+    """Return an estimate whose interval is mean ± reach, by values of that mean and scatter."""
+    shape = np.linspace(-1, 1, seeds)
+    error = reach / stats.t.ppf(0.975, seeds - 1)
+    return Estimate.of(mean + shape / shape.std(ddof=1) * error * math.sqrt(seeds))
+
+
+def one_sided(values: list[float], bound: float, alternative: str) -> float:
+    """Return the p-value of Student's one-sided test, by hand."""
+    t = (np.mean(values) - bound) / (np.std(values, ddof=1) / math.sqrt(len(values)))
+    return float(stats.t.sf(t if alternative == "greater" else -t, len(values) - 1))
+
+
+@given(VALUES, st.floats(-2, 2))
+def test_intervals_and_tails_are_students(values: list[float], bound: float) -> None:
+    found = Estimate.of(values)
+    error = np.std(values, ddof=1) / math.sqrt(len(values))
+    reach = stats.t.ppf(0.975, len(values) - 1) * error
+    assert found.mean == pytest.approx(np.mean(values))
+    assert found.error == pytest.approx(error, rel=1e-9)
+    assert found.interval == pytest.approx((np.mean(values) - reach, np.mean(values) + reach), rel=1e-9, abs=1e-12)
+    assert found.tail(bound, below=True) == close(one_sided(values, bound, "less"))
+    assert found.tail(bound, below=False) == close(one_sided(values, bound, "greater"))
+
+
+def test_verdicts_err_no_more_often_than_one_time_in_forty() -> None:
+    """At the worst truth of each rule: no effect, the smallest effect, and a difference that is just too large."""
+    noise, most = np.random.default_rng(0).normal(0, 1, (600, 5)), 0.025 + 3.5 * math.sqrt(0.025 * 0.975 / 600)
+    for rule, truth, wrong in (
+        (Effect(1, 0.5), 0.0, REPRODUCED),
+        (Effect(-1, 0.5), 0.0, REPRODUCED),
+        (Effect(1, 0.5), 0.5, NOT),
+        (Within(-9.0, 9.0), 9.0, REPRODUCED),
+        (Within(-0.5, 0.5), 0.5, NOT),
+    ):
+        verdicts = [rule.decide(Estimate.of(truth + values))[0] for values in noise]
+        assert verdicts.count(wrong) / len(noise) < most, rule
+
+
+@pytest.mark.parametrize(
+    ("rule", "mirrored", "mean", "reach", "verdict"),
+    [
+        *[
+            (Effect(1, 0.2), Effect(-1, 0.2), *outcome)
+            for outcome in (
+                (0.3, 0.29, REPRODUCED),  # [0.01, 0.59]: an effect, and θ is not left out
+                (0.3, 0.31, UNDERPOWERED),  # [−0.01, 0.61] holds no effect, and θ
+                (0.0, 0.19, NOT),
+                (0.0, 0.21, UNDERPOWERED),
+                (0.1, 0.09, NOT),  # [0.01, 0.19]: an effect, but smaller than any that counts
+                (-0.5, 0.1, NOT),  # the other way
+                (-0.5, 0.8, UNDERPOWERED),
+            )
+        ],
+        *[
+            (Within(0.0, 0.3), Within(-0.3, 0.0), *outcome)
+            for outcome in (
+                (0.1, 0.099, REPRODUCED),
+                (0.1, 0.101, UNDERPOWERED),  # passes the low bound
+                (0.2, 0.099, REPRODUCED),
+                (0.2, 0.101, UNDERPOWERED),  # passes the high bound
+                (0.5, 0.199, NOT),
+                (0.5, 0.201, UNDERPOWERED),
+                (0.15, 1.0, UNDERPOWERED),  # holds both bounds
+            )
+        ],
+    ],
+)
+def test_the_three_outcomes(
+    rule: Effect | Within, mirrored: Effect | Within, mean: float, reach: float, verdict: str
+) -> None:
+    for one, sign in ((rule, 1), (mirrored, -1)):
+        found, p = one.decide(estimate(sign * mean, reach))
+        assert (found, p == 1.0) == (verdict, verdict == UNDERPOWERED)
+
+
+def test_values_without_scatter_are_decided_at_the_boundaries_too() -> None:
+    """An interval of no width: touching 0 is no effect, θ itself is one, and bounds belong to the range."""
+    zero, half, third = (Estimate.of([value] * 3) for value in (0.0, 0.5, 0.375))
+    assert half.interval == (0.5, 0.5)
+    assert [half.tail(bound, below=True) for bound in (0.25, 0.5, 0.75)] == [1.0, 0.0, 0.0]
+    for rule, found, verdict in (
+        (Effect(1, 0.5), half, REPRODUCED),
+        (Effect(1, 0.5), third, NOT),
+        (Effect(1, 0.0), zero, UNDERPOWERED),
+        (Effect(-1, 0.25), half, NOT),
+        (Within(0.5, 0.75), half, REPRODUCED),
+        (Within(0.25, 0.5), half, REPRODUCED),
+        (Within(0.5, 0.75), third, NOT),
+    ):
+        assert rule.decide(found) == (verdict, float(verdict == UNDERPOWERED))
+
+
+@given(VALUES, st.sampled_from([-1, 1]), st.floats(0, 1))
+def test_an_effect_follows_from_its_interval_and_test(values: list[float], sign: int, smallest: float) -> None:
+    verdict, p = Effect(sign, smallest).decide(Estimate.of(values))
+    low, high = sorted(sign * end for end in Estimate.of(values).interval)
+    away, towards = ("greater", "less") if sign > 0 else ("less", "greater")
+    assert verdict == (NOT if high < smallest else REPRODUCED if low > 0 else UNDERPOWERED)
+    if verdict != UNDERPOWERED:
+        bound, alternative = (sign * smallest, towards) if verdict == NOT else (0.0, away)
+        assert p / 2 == close(one_sided(values, bound, alternative))
+    assert (p <= 0.05) == (verdict != UNDERPOWERED)
+
+
+@given(VALUES, st.floats(-2, 1.5), st.floats(0.01, 3))
+def test_bounds_follow_from_interval_and_tests(values: list[float], low: float, width: float) -> None:
+    found, high = Estimate.of(values).interval, low + width
+    verdict, p = Within(low, high).decide(Estimate.of(values))
+    if found[1] < low or high < found[0]:
+        assert verdict == NOT
+        assert p / 2 == close(min(one_sided(values, low, "less"), one_sided(values, high, "greater")))
+    elif low <= found[0] <= found[1] <= high:
+        assert verdict == REPRODUCED
+        assert p / 2 == close(max(one_sided(values, low, "greater"), one_sided(values, high, "less")))
+    else:
+        assert (verdict, p) == (UNDERPOWERED, 1.0)
+    assert verdict == UNDERPOWERED or p <= 0.05 + 1e-9
+
+
+@given(st.lists(st.floats(0, 0.1), max_size=30))
+def test_survivors_are_those_of_the_procedure_as_published(p_values: list[float]) -> None:
+    """Let k be the largest i with P(i) ≤ i q / m: reject the first k (Benjamini and Hochberg 1995, Eq. 1)."""
+    steps = [(p, RATE * rank / len(p_values)) for rank, p in enumerate(sorted(p_values), 1)]
+    assume(all(abs(p - bound) > 1e-9 for p, bound in steps))  # there rounding decides
+    largest = max((p for p, bound in steps if p <= bound), default=-1.0)
+    named = {f"claim-{i}": p for i, p in enumerate(p_values)}
+    assert survivors(named) == {name for name, p in named.items() if p <= largest}
+
+
+def test_the_textbook_example_and_that_undecided_claims_make_it_harder() -> None:
+    """The 15 p-values of Benjamini and Hochberg 1995, Sec. 3: four survive at 5 %, where Bonferroni keeps three."""
+    p = [0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344, 0.0459, 0.3240, 0.4262, 0.5719, 0.6528]
+    assert survivors({str(i): value for i, value in enumerate([*p, 0.7590, 1.0])}) == {"0", "1", "2", "3"}
+    assert survivors({"a": 0.03}) == {"a"}
+    assert survivors({"a": 0.03, "b": 1.0}) == set()
+
+
+@pytest.mark.parametrize(
+    ("rule", "unit", "text"),
+    [
+        (Effect(-1, math.log(2)), "%", "counts from -50 %"),
+        (Effect(1, 0.25), "nats", "counts from +0.25 nats"),
+        (Within(-0.02, 0.02), "%", "allowed from -2 to +2 %"),
+        (Within(-1.0, math.log(1.25)), "%", "allowed up to +25 %"),
+        (Within(-0.01, math.log(2)), "log", "allowed up to 2 times"),
+        (Within(0.0, 1.25), "times", "allowed up to 1.25 times"),
+        (Within(-0.01, 0.01), "part", "allowed from -0.01 to +0.01 part"),
+        (Within(0.97, 1.03), "", "allowed from 0.97 to 1.03"),
+    ],
+)
+def test_rules_in_words(rule: Effect | Within, unit: str, text: str) -> None:
+    assert rule.text(unit) == text
+
+
+@pytest.mark.parametrize(
+    ("make", "numbers", "message"),
+    [
+        (Estimate.of, [[]], "needs at least 2 finite numbers, one a seed; got []"),
+        (Estimate.of, [[0.5]], "got [0.5]"),
+        (Estimate.of, [[0.5, math.nan]], "got [0.5, nan]"),
+        (Estimate.of, [[[0.5, 0.25]]], "got [[0.5, 0.25]]"),
+        (Effect, [0, 0.1], "sign must be -1 or 1 and smallest at least 0; got 0 and 0.1"),
+        (Effect, [-1, math.nan], "got -1 and nan"),
+        (Within, [0.5, 0.5], "low must be below high; got 0.5 and 0.5"),
+        (Within, [math.nan, 0.5], "got nan and 0.5"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(make: Callable[..., object], numbers: list, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make(*numbers)
