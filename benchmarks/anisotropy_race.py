@@ -10,9 +10,9 @@ Declared before the runs:
   normalised weights λ of `LAMBDAS`. Methods: `control` (λ = 0), `full`, `fraction` (a quarter of the rows), `lazy`
   (every 4th step, 4 times as strong), and `released`, the formula of the released code, repaired. The latter is the
   same function of weights, rows and probes as `full` and so takes the same path up to rounding: its best λ is full's,
-  it is run there with seed 0, and the largest difference of the two curves is recorded. A draft had 80 steps, the
-  grid 0.01, 0.1, 1, two probes and a measurement every 10 steps; one run that does not count (`full`, λ = 1, seed 5, 40
-  steps: anisotropy 42 to 6.0) and the time at hand led to the present sizes before the runs that do.
+  and it is run there with seed 0. A draft had 80 steps, the grid 0.01, 0.1, 1, two probes and a measurement every 10
+  steps; one run that does not count (`full`, λ = 1, seed 5, 40 steps: anisotropy 42 to 6.0) and the time at hand led to
+  the present sizes before the runs that do.
 - anisotropy: L_iso · rank of the raw weights on 8 held-out images at t = 550, 750 and 950, one probe a row, the same
   images, noise and probes for every run and step; a ratio of means at each t, then the mean over t. Every 5 steps.
 - target: a quarter of the control's anisotropy after the last step, for the same seed. Time to it: steps, interpolated
@@ -34,42 +34,32 @@ import json
 import math
 import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from accelerate import Accelerator
-from diffusers import DDPMPipeline, SchedulerMixin, UNet2DModel
+from diffusers import DDPMPipeline, UNet2DModel
 from race_summary import best_lambda, summarise
 from released import released_traces
 from timing import facts, interleaved
 from torch import Tensor
 
 from isodiff.datasets import open_dataset
-from isodiff.diffusion import (
-    FinetuneConfig,
-    bottleneck_shape,
-    dsm_loss,
-    encode,
-    load_pipeline,
-    save_pipeline,
-)
+from isodiff.diffusion import FinetuneConfig, bottleneck_shape, dsm_loss, encode, load_pipeline, save_pipeline
 from isodiff.diffusion.finetune import finetune
+from isodiff.files import write_whole
 from isodiff.geometry import anisotropy, trace_samples
 
 SIDE, BATCH, STEPS, EVERY = 64, 8, 40, 5
 SEEDS, LAMBDAS, TIMES, DRAWS = (0, 1), (0.1, 1.0, 10.0), (550, 750, 950), 24
 ADAPT = FinetuneConfig(num_steps=200, batch_size=BATCH, learning_rate=2e-4, lambda_iso=0.0, ema_decay=0.0, seed=100)
 RACE = FinetuneConfig(num_steps=STEPS, batch_size=BATCH, learning_rate=2e-4, lambda_iso=0.0, normalize=True)
-METHODS = {
-    "full": {},
-    "fraction": {"regularize_fraction": 0.25},
-    "lazy": {"regularize_every": 4},
-}
+METHODS = {"full": {}, "fraction": {"regularize_fraction": 0.25}, "lazy": {"regularize_every": 4}}
 
 
 def main() -> None:
@@ -89,21 +79,14 @@ def main() -> None:
     cost, variance = race.kept("cost", race.cost), race.kept("variance", race.variance)
     result = {
         "protocol": " ".join(__doc__.split("Declared before the runs:")[1].split("Interrupted")[0].split()),
-        "seeds": list(SEEDS),
-        "steps": STEPS,
-        "batch": BATCH,
-        "resolution": SIDE,
-        "lambdas": list(LAMBDAS),
         **facts(race.device),
-        "start_anisotropy": curves[0]["anisotropy"][0],
         "cpu_seconds_a_step": cost,
         "gradient_variance": variance,
         "best_lambda": best,
-        "summary": summarise(curves, best, targets, cost["step"]),
+        "summary": summarise(curves, targets, cost["step"]),
         "curves": curves,
     }
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "race.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_whole(options.output / "race.json", json.dumps(result, indent=1) + "\n")
     print(json.dumps({"summary": result["summary"], "cost": cost, "variance": variance}, indent=1))
 
 
@@ -117,59 +100,49 @@ class Race:
         self.images = open_dataset("faces", SIDE, seed=0)
         held_out = open_dataset("faces", SIDE, seed=1)
         self.held_out = torch.stack([held_out[i] for i in range(8)]).to(device)
-        self.start = self._adapted()
-
-    def _adapted(self) -> DDPMPipeline:
-        path = self.runs / "start"
+        path = runs / "start"
         if not path.exists():
             pipeline = load_pipeline("faces32/base")
             pipeline.unet.register_to_config(sample_size=SIDE)
             for state in finetune(pipeline, self.images, ADAPT, accelerator=self.accelerator):
-                if state.step % 20 == 0:
-                    print(f"adapt {state.step} dsm {state.dsm:.4f}", flush=True)
+                print(f"adapt {state.step} dsm {state.dsm:.4f}", flush=True)
             save_pipeline(pipeline, path)
-        return load_pipeline(path).to(self.device)
+        self.start = load_pipeline(path).to(device)
 
     def kept(self, name: str, compute: Callable[[], dict]) -> dict:
         """Return what an earlier start computed under this name, or compute and keep it."""
         file = self.runs / f"{name}.json"
         if not file.exists():
-            found = compute()
-            file.with_suffix(".partial").write_text(json.dumps(found))
-            file.with_suffix(".partial").replace(file)
+            write_whole(file, json.dumps(compute()))
         return json.loads(file.read_text())
 
     def curve(self, method: str, weight: float, seed: int) -> dict:
-        """Return one run: anisotropy and held-out L_dsm over the steps."""
+        """Return one run: anisotropy over the steps, and held-out L_dsm at its end."""
         return self.kept(f"{method}-{weight}-{seed}", partial(self._run, method, weight, seed))
 
     def _run(self, method: str, weight: float, seed: int) -> dict:
         pipeline = copy.deepcopy(self.start)
         config = replace(RACE, lambda_iso=weight, seed=seed, **METHODS.get(method, {}))
-        steps, isotropies = [0], [self.anisotropy(pipeline)]
-        seconds, began = 0.0, time.process_time()
-        with _released_route(pipeline.unet) if method == "released" else _nothing():
+        found = {"method": method, "lambda": weight, "seed": seed, "step": [0]}
+        found["anisotropy"] = [self.anisotropy(pipeline)]
+        with _released_route(pipeline.unet) if method == "released" else nullcontext():
             for state in finetune(pipeline, self.images, config, accelerator=self.accelerator):
-                seconds += time.process_time() - began
                 if state.step % EVERY == 0:
-                    steps.append(state.step)
-                    isotropies.append(self.anisotropy(pipeline))
+                    found["step"].append(state.step)
+                    found["anisotropy"].append(self.anisotropy(pipeline))
                     if state.step == STEPS:  # raw weights, as before it; the loop ends in their average
-                        dsm = self.held_out_dsm(pipeline)
-                began = time.process_time()
-        found = {"method": method, "lambda": weight, "seed": seed, "step": steps, "anisotropy": isotropies}
-        found |= {"held_out_dsm": dsm, "cpu_seconds": seconds}
-        print(f"{method:9} λ = {weight:<5} seed {seed}: {isotropies[0]:.2f} → {isotropies[-1]:.2f}, dsm {dsm:.4f}, "
-              f"{seconds:.0f} s", flush=True)  # fmt: skip
+                        found["held_out_dsm"] = self.held_out_dsm(pipeline)
+        print({name: value for name, value in found.items() if name != "step"}, flush=True)
         return found
 
     @torch.no_grad()
     def anisotropy(self, pipeline: DDPMPipeline) -> float:
         """Measure L_iso · rank as declared."""
-        values = []
+        values, add_noise, rows = [], pipeline.scheduler.add_noise, len(self.held_out)
         for t in TIMES:
             generator = torch.Generator().manual_seed(10_000 + t)
-            x_t = self._noisy(pipeline.scheduler, t, generator)
+            eps = torch.randn(self.held_out.shape, generator=generator).to(self.device)
+            x_t = add_noise(self.held_out, eps, torch.full((rows,), t, device=self.device))
             first, second = trace_samples(partial(encode, pipeline.unet, t=t), x_t, num_probes=1, generator=generator)
             loss = second.mean() / first.mean().square()
             values.append(anisotropy(loss.item(), x_t[0].numel(), math.prod(bottleneck_shape(pipeline.unet))))
@@ -185,16 +158,10 @@ class Race:
             losses.append(dsm_loss(pipeline.unet, pipeline.scheduler, self.held_out, steps, eps).item())
         return statistics.mean(losses)
 
-    def _noisy(self, scheduler: SchedulerMixin, t: int, generator: torch.Generator) -> Tensor:
-        eps = torch.randn(self.held_out.shape, generator=generator).to(self.device)
-        return scheduler.add_noise(self.held_out, eps, torch.full((len(eps),), t, device=self.device))
-
     def _term(self, unet: UNet2DModel, x: Tensor, t: int, probes: Tensor, *, released: bool = False) -> None:
         at = torch.tensor(t, device=self.device)
-        if released:
-            first, second = released_traces(unet, x, at, probes)
-        else:
-            first, second = trace_samples(partial(encode, unet, t=at), x, probes=probes)
+        ours = partial(trace_samples, partial(encode, unet, t=at))
+        first, second = released_traces(unet, x, at, probes) if released else ours(x, probes=probes)
         unet.zero_grad()
         (second.mean() / first.mean().square()).backward()
 
@@ -244,33 +211,21 @@ class Race:
         total = full.sum(0).square().sum()
         squares = {name: torch.stack(g).square().sum(1).mean().item() for name, g in gradients.items()}
         mean_square = ((total - full.square().sum()) / (DRAWS * (DRAWS - 1))).item()  # unbiased: pairs of draws
-        found = {name: {"variance": squares[name] / (often * mean_square) - 1, "cost": often * share}
-                 for name, share in shares.items()}  # fmt: skip
-        for every in (2, 4, 8):
-            value = every * squares["full"] / (often * mean_square) - 1
-            found[f"every {every}"] = {"variance": value, "cost": often / every}
-        return found
+        costs = shares | {f"every {every}": 1 / every for every in (2, 4, 8)}
+        squares |= {f"every {every}": every * squares["full"] for every in (2, 4, 8)}  # by arithmetic
+        return {
+            name: {"variance": squares[name] / (often * mean_square) - 1, "cost": often * cost}
+            for name, cost in costs.items()
+        }
 
 
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
-@contextmanager
-def _released_route(unet: UNet2DModel) -> Iterator[None]:
+def _released_route(unet: UNet2DModel) -> AbstractContextManager[object]:
     """Let the training loop take its traces by the released formula, everything else being equal."""
-    loop = sys.modules[finetune.__module__]
-    ours = loop.trace_samples
 
     def traces(f: partial, x: Tensor, *, probes: Tensor, **_: object) -> tuple[Tensor, Tensor]:
         return released_traces(unet, x, f.keywords["t"], probes)
 
-    loop.trace_samples = traces
-    try:
-        yield
-    finally:
-        loop.trace_samples = ours
+    return patch.object(sys.modules[finetune.__module__], "trace_samples", traces)
 
 
 if __name__ == "__main__":

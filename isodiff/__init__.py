@@ -3,6 +3,4 @@
 Importing the package is light: torch, diffusers and matplotlib are imported by the modules that use them.
 """
 
-from __future__ import annotations
-
 __version__ = "0.1.0"

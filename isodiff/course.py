@@ -1,7 +1,7 @@
 """Run the course: notebooks in, executed notebooks and one HTML page of figures and verdicts out.
 
 Names and types are checked before the first cell runs, a failing notebook does not stop the others, and every file is
-written whole or not at all. Heavy modules are imported where they run: every notebook takes `Parameters` from here.
+written whole or not at all.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import unescape
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
+from unittest.mock import patch
 
 import torch
 import yaml
@@ -37,7 +38,6 @@ class Parameters(BaseModel):
     """What every notebook is told; its own sizes are further fields, with types that pydantic checks.
 
     seed: of all randomness, 0 ≤ seed < 2³². device: "auto", "cpu", "cuda" or "cuda:N"; read as a `torch.device`.
-    An unknown name, another type or a value out of range is refused by name, and nothing can be changed later.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True)
@@ -59,24 +59,19 @@ class Page:
     notebook: NotebookNode
     minutes: float
     failure: str = ""
-    number: str = field(init=False)
-    title: str = field(init=False)
-    question: str = field(init=False)
-    verdicts: list[str] = field(init=False)
-    figures: list[dict[str, str]] = field(init=False)
 
     def __post_init__(self) -> None:
         """Read what the index shows from the notebook."""
-        text = "\n".join(cell.source for cell in self.notebook.cells if cell.cell_type == "markdown")
-        found = {key: re.search(pattern, text, re.MULTILINE) for key, pattern in _FRONT.items()}
-        self.number = self.name.split("_")[0]
-        self.title = found["title"][1].strip() if found["title"] else self.name
-        self.question = found["question"][1].strip() if found["question"] else ""
-        self.verdicts = [verdict_table(rows).to_html() for rows in verdict_rows(self.notebook)]
+        cells = self.notebook.cells
+        text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+        title = re.search(r"^# +(.+)$", text, re.MULTILINE)
+        question = re.search(r"^\| *\**Question\** *\|(.+)\| *$", text, re.MULTILINE)
+        self.title = title[1].strip() if title else self.name
+        self.question = question[1].strip() if question else ""
+        shown = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+        rows = [bundle[VERDICTS_MIME] for bundle in shown if VERDICTS_MIME in bundle]
+        self.verdicts = [verdict_table(Verdict(**row) for row in table) for table in rows]
         self.figures = list(figures(self.notebook))
-
-
-_FRONT = {"title": r"^# +(.+)$", "question": r"^\| *\**Question\** *\|(.+)\| *$"}
 
 
 def run_notebooks(
@@ -92,18 +87,17 @@ def run_notebooks(
     """Run notebooks through papermill and write an index of their figures and verdicts.
 
     names: by full name or by number, "04" or "4"; all of them if empty. profile: "cpu", the values that stand in the
-    notebooks, or "gpu", those of `gpu.yaml`. parameters: values that replace these. output: `runs/PROFILE` in the
-    repository by default. update: also write the executed notebooks back, clean; for an unchanged run only. jobs:
-    notebooks at a time, by default one a processor (on a GPU one); each takes its share of threads, so that none waits
-    for another. What failed is told in its page and printed.
-
-    Raises:
-        FileNotFoundError: there are no notebooks.
-        ValueError: an unknown notebook, profile or parameter, or a value of another type.
-        OSError: the output cannot be written.
+    notebooks, or "gpu", those of `gpu.yaml`; `parameters` replace them. output: `runs/PROFILE` by default. update: also
+    write the notebooks back, clean; of an unchanged run only. jobs: notebooks at a time, by default one a processor (on
+    a GPU one), each on its share of threads. What failed is told in its page and printed.
     """
+    from tqdm.auto import tqdm
+
     folder = Path(folder) if folder else repository_root() / "notebooks"
-    chosen = select(names, course_notebooks(folder))
+    available = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    if not available:
+        raise FileNotFoundError(f"{folder} holds no notebook named like 01_….ipynb")
+    chosen = select(names, available)
     given = dict(parameters or {})
     if update and (given or profile != "cpu"):
         raise ValueError("--update rewrites the committed outputs, so it takes profile cpu and no parameters")
@@ -112,61 +106,33 @@ def run_notebooks(
     scale = yaml.safe_load((folder / "gpu.yaml").read_text(encoding="utf-8")) if profile == "gpu" else {}
     changes = {path: check_parameters(path, {**scale.get(path.stem, {}), **given}) for path in chosen}
     cores = os.cpu_count() or 1
-    jobs = (1 if profile == "gpu" else cores) if jobs is None else jobs
+    jobs = min((1 if profile == "gpu" else cores) if jobs is None else jobs, len(chosen))
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1; got {jobs}")
-    jobs = min(jobs, len(chosen))
-
     output = Path(output) if output else repository_root() / "runs" / profile
     require_folder(output)
     output.mkdir(parents=True, exist_ok=True)
-    environment = kernel_of_this_interpreter(threads=max(1, cores // jobs))
-    with environment, ThreadPoolExecutor(jobs) as pool, contextlib.closing(_bar(chosen)) as bar:
-
-        def run(path: Path) -> Page:
-            page = run_notebook(path, output / path.name, changes[path])
-            if update and not page.failure:
-                import nbformat
-
-                write_whole(path, nbformat.writes(clean(page.notebook)) + "\n")
-            bar.update()
-            return page
-
-        pages = list(pool.map(run, chosen))
+    kernel = kernel_of_this_interpreter(threads=max(1, cores // jobs))
+    with kernel, ThreadPoolExecutor(jobs) as pool:
+        running = pool.map(lambda path: run_notebook(path, output / path.name, changes[path], update=update), chosen)
+        pages = list(tqdm(running, total=len(chosen), unit="notebook", disable=len(chosen) < 2))
     write_whole(output / "index.html", index_page(pages, profile=profile, parameters=given))
-    failed = [page for page in pages if page.failure]
-    for page in failed:
+    for page in (failed := [page for page in pages if page.failure]):
         print(f"FAILED {page.name}, {page.failure}", file=sys.stderr)
-    minutes = sum(page.minutes for page in pages) / jobs
-    print(f"{len(pages) - len(failed)} of {len(pages)} notebooks ran", end=" ")
-    print(f"in some {minutes:.0f} minutes; figures and verdicts: {output / 'index.html'}")
+    ran, minutes = len(pages) - len(failed), sum(page.minutes for page in pages) / jobs
+    print(f"{ran} of {len(pages)} notebooks ran in some {minutes:.0f} minutes;", end=" ")
+    print(f"figures and verdicts: {output / 'index.html'}")
     return pages
-
-
-def _bar(chosen: list[Path]) -> Any:  # noqa: ANN401 - a progress bar
-    from tqdm.auto import tqdm
-
-    return tqdm(total=len(chosen), unit="notebook", disable=len(chosen) < 2)
-
-
-def course_notebooks(folder: Path) -> list[Path]:
-    """Return the notebooks of a folder whose names begin with two digits, in order."""
-    found = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
-    if not found:
-        raise FileNotFoundError(f"{folder} holds no notebook named like 01_….ipynb")
-    return found
 
 
 def select(names: Iterable[str], available: list[Path]) -> list[Path]:
     """Return the notebooks that are named, each once, in the course's order; all if none is named."""
-    wanted = set()
-    for name in names:
-        stem = Path(name).stem.zfill(2)
-        matches = [path for path in available if stem in (path.stem, path.stem.split("_")[0])]
-        if not matches:
+    wanted = {name: Path(name).stem.zfill(2) for name in names}
+    known = {stem: path for path in available for stem in (path.stem, path.stem[:2])}
+    for name, stem in wanted.items():
+        if stem not in known:
             raise ValueError(f"no notebook is called {name!r}; there are {', '.join(p.stem for p in available)}")
-        wanted.update(matches)
-    return [path for path in available if path in wanted] or available
+    return sorted({known[stem] for stem in wanted.values()}) or available
 
 
 def notebook_parameters(notebook: NotebookNode) -> dict[str, Any]:
@@ -186,10 +152,7 @@ def notebook_parameters(notebook: NotebookNode) -> dict[str, Any]:
 
 
 def check_parameters(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values to inject, if a notebook has such parameters and they are of its types.
-
-    Ranges are checked in the notebook's own `Settings`, by its first cell.
-    """
+    """Return the values to inject, of its parameters' types; the notebook's own `Settings` checks their ranges."""
     import nbformat
 
     defaults = notebook_parameters(nbformat.read(path, as_version=4))
@@ -205,42 +168,39 @@ def check_parameters(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value != defaults[name]}
 
 
-def run_notebook(source: Path, target: Path, changes: Mapping[str, Any]) -> Page:
-    """Execute one notebook into `target`, and its HTML page beside it; a failure is returned, not raised."""
+def run_notebook(source: Path, target: Path, changes: Mapping[str, Any], *, update: bool = False) -> Page:
+    """Execute one notebook into `target`, and its HTML page beside it; a failure is returned, not raised.
+
+    update: also write it back, clean, unless it failed.
+    """
     import nbformat
     import papermill
     from nbconvert import HTMLExporter
     from papermill.exceptions import PapermillExecutionError
 
-    failure = ""
-    started = time.perf_counter()
+    failure, started = "", time.perf_counter()
     # a scratch folder beside the target: papermill saves as it goes, and the move at the end is atomic
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".running-") as scratch:
         executed = Path(scratch, source.name)
         try:
-            papermill.execute_notebook(
-                str(source), str(executed), dict(changes), kernel_name="python3", progress_bar=False
-            )
+            papermill.execute_notebook(source, executed, changes, kernel_name="python3", progress_bar=False)
         except PapermillExecutionError as error:
             failure = f"cell [{error.exec_count}]: {error.ename}: {error.evalue}"
         except Exception as error:  # a kernel that died or never started, whatever the reason: the rest still runs
             failure = f"kernel: {type(error).__name__}: {error}"
         minutes = (time.perf_counter() - started) / 60
         notebook = nbformat.read(executed if executed.exists() else source, as_version=4)
-    page = Page(source.stem, notebook, minutes, " ".join(failure.split()))
     elsewhere = copy.deepcopy(notebook)  # links to the package's files lead there from the other folder, too
+    start, end = target.parent.resolve(), source.parents[1].resolve()
+    way = Path(os.path.relpath(end, start)).as_posix() if start.anchor == end.anchor else end.as_uri()
     for cell in elsewhere.cells:
         if cell.cell_type == "markdown":
-            cell.source = cell.source.replace("](../", f"]({_way(target.parent, source.parents[1])}/")
+            cell.source = cell.source.replace("](../", f"]({way}/")
     write_whole(target, nbformat.writes(elsewhere) + "\n")
     write_whole(target.with_suffix(".html"), HTMLExporter().from_notebook_node(elsewhere)[0])
-    return page
-
-
-def _way(start: Path, end: Path) -> str:
-    """Return the way from one folder to another as a link, relative unless they are on different drives."""
-    start, end = start.resolve(), end.resolve()
-    return Path(os.path.relpath(end, start)).as_posix() if start.anchor == end.anchor else end.as_uri()
+    if update and not failure:
+        write_whole(source, nbformat.writes(clean(notebook)) + "\n")
+    return Page(source.stem, notebook, minutes, " ".join(failure.split()))
 
 
 def clean(notebook: NotebookNode) -> NotebookNode:
@@ -254,9 +214,8 @@ def clean(notebook: NotebookNode) -> NotebookNode:
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata = NotebookNode(kernelspec=kernel, language_info={"name": "python"})
     for cell in notebook.cells:
-        kept = {name: cell.metadata[name] for name in ("tags", "jupyter") if cell.metadata.get(name)}
-        if "jupyter" in kept:  # whether a cell is collapsed is ours, the rest papermill's
-            kept["jupyter"] = {k: v for k, v in kept["jupyter"].items() if k == "source_hidden" and v}
+        hidden = cell.metadata.get("jupyter", {}).get("source_hidden")  # collapsed; the rest is papermill's
+        kept = {"tags": cell.metadata.get("tags"), "jupyter": {"source_hidden": True} if hidden else None}
         cell.metadata = NotebookNode({name: value for name, value in kept.items() if value})
         for output in cell.get("outputs", []):
             output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
@@ -265,35 +224,18 @@ def clean(notebook: NotebookNode) -> NotebookNode:
 
 @contextlib.contextmanager
 def kernel_of_this_interpreter(threads: int = 1) -> Iterator[None]:
-    """Make `python3` mean this very interpreter, whatever kernels the machine has registered, on so many threads.
-
-    Threads that have nothing to do sleep: where they spin, a busy machine slows a notebook many times over.
-    """
+    """Make `python3` mean this very interpreter, whatever kernels the machine has registered, on so many threads."""
     from ipykernel.kernelspec import write_kernel_spec
 
+    # idle threads sleep: where they spin, a busy machine slows a notebook many times over
     env = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "OMP_WAIT_POLICY": "PASSIVE"}
     env |= {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name not in os.environ}
-    before = os.environ.get("JUPYTER_PATH")
+    quiet = ["--IPKernelApp.log_level=ERROR"]  # how the kernel is reached is no reader's concern
     with tempfile.TemporaryDirectory() as folder:
-        write_kernel_spec(
-            Path(folder, "kernels", "python3"),
-            overrides={"env": env},
-            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # how the kernel is reached is no reader's concern
-        )
-        os.environ["JUPYTER_PATH"] = folder if before is None else folder + os.pathsep + before
-        try:
+        write_kernel_spec(Path(folder, "kernels", "python3"), overrides={"env": env}, extra_arguments=quiet)
+        places = [folder, *filter(None, [os.environ.get("JUPYTER_PATH")])]
+        with patch.dict(os.environ, JUPYTER_PATH=os.pathsep.join(places)):
             yield
-        finally:
-            if before is None:
-                del os.environ["JUPYTER_PATH"]
-            else:
-                os.environ["JUPYTER_PATH"] = before
-
-
-def verdict_rows(notebook: NotebookNode) -> list[list[Verdict]]:
-    """Return the rows of every verdict table among the outputs."""
-    data = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
-    return [[Verdict(**row) for row in bundle[VERDICTS_MIME]] for bundle in data if VERDICTS_MIME in bundle]
 
 
 def figures(notebook: NotebookNode) -> Iterator[dict[str, str]]:
@@ -304,17 +246,16 @@ def figures(notebook: NotebookNode) -> Iterator[dict[str, str]]:
             heading = found[-1].strip()
         for output in cell.get("outputs", []):
             if png := output.get("data", {}).get("image/png"):
-                spoken = output.data.get("text/plain", "")
-                if not spoken or spoken.startswith("<Figure"):  # what matplotlib says by itself is no help
-                    spoken = heading
-                yield {"heading": heading, "spoken": spoken, "png": "".join(png.split())}
+                told = output.data.get("text/plain", "")
+                told = "" if told.startswith("<Figure") else told  # matplotlib's own words are no help
+                yield {"heading": heading, "spoken": told or heading, "png": "".join(png.split())}
 
 
 def index_page(pages: list[Page], *, profile: str, parameters: Mapping[str, Any]) -> str:
     """Return the page a run ends with, as HTML that loads nothing from anywhere."""
     from jinja2 import Environment
 
-    counts = Counter(row.verdict for page in pages for rows in verdict_rows(page.notebook) for row in rows)
+    counts = Counter(row.verdict for page in pages for table in page.verdicts for row in table.verdicts)
     tally = " · ".join(f"{counts[kind]} {kind}" for kind in VERDICT_KINDS if counts[kind])
     environment = Environment(autoescape=True)
     environment.filters["markdown"] = _inline

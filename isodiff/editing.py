@@ -1,8 +1,7 @@
-r"""Moving in latent space: paths between latents, and steps along directions found at a latent.
+"""Moving in latent space: paths between latents, and steps along directions found at a latent.
 
-The steps are those of `isodiff.geometry.move`: arcs of length γ, in the units of the latents, that keep the radius.
-Directions come from the *local basis* (Park et al. 2023): the leading right singular vectors of ∂h/∂x, h the bottleneck
-of the U-Net, among the tangent vectors at x.
+Steps are arcs of length γ that keep the radius (`isodiff.geometry.move`). Directions are the *local basis* (Park et al.
+2023): the leading right singular vectors of ∂h/∂x, h the bottleneck of the U-Net, among the tangent vectors at x.
 """
 
 from __future__ import annotations
@@ -22,30 +21,22 @@ from isodiff.geometry import move, require_batch, require_same_shape, singular_v
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
-Generate = Callable[[Tensor], Tensor]
-"""Latents (B, C, H, W) to images (B, C', H', W') in [−1, 1], for example a `Generator`."""
-Path = Callable[[Tensor, Tensor, float], Tensor]
-"""Points (P, *S) at the share tau of the way from a to b, both (P, *S): `lerp`, `slerp`, or any such object."""
+Generate = Callable[[Tensor], Tensor]  # latents (B, C, H, W) to images (B, C', H', W') in [−1, 1]: a `Generator`
+Path = Callable[[Tensor, Tensor, float], Tensor]  # a, b and tau to the points (P, *S) at that share of the way: `slerp`
 
 
 class LocalBasis(NamedTuple):
-    """Leading directions at each latent, orthonormal tangent vectors (B, k, C, H, W) of arbitrary sign.
+    """Leading directions at each latent, and how fast h changes along each."""
 
-    `sigma`, (B, k) and descending, says how fast h changes along each.
-    """
-
-    sigma: Tensor
-    directions: Tensor
+    sigma: Tensor  # (B, k), descending
+    directions: Tensor  # (B, k, C, H, W), orthonormal tangent vectors of arbitrary sign
 
 
 @torch.no_grad()
 def traverse(
     generate: Generate, a: Tensor, b: Tensor, num_points: int, *, path: Path = slerp, batch_size: int = 64
 ) -> Tensor:
-    """Decode `num_points` equally spaced points of the paths from a to b, (P, C, H, W) each, both ends included.
-
-    Returns images (P, num_points, C', H', W'); `batch_size`, the latents decoded at once, does not change them.
-    """
+    """Decode `num_points` equally spaced points of the paths from a to b, both ends included, (P, num_points, …)."""
     require_batch(a, "a")
     require_batch(b, "b")
     require_same_shape(b, a, "b", "a")
@@ -60,10 +51,9 @@ def traverse(
 def gamma_traversal(
     generate: Generate, x: Tensor, direction: Tensor, gammas: Sequence[float] | Tensor, *, batch_size: int = 64
 ) -> Tensor:
-    """Decode the moves of several arc lengths γ along one direction a latent (Fig. 7, Hahm et al. 2024).
+    """Decode moves of arc lengths γ, in the units of x, along one direction a latent (Fig. 7, Hahm et al. 2024).
 
-    x and direction (B, C, H, W) as for `move`, gammas (G,) in the units of x; 0 gives the image itself. Returns images
-    (B, G, C', H', W').
+    x and direction are (B, C, H, W) as for `move`; the images are (B, G, C', H', W').
     """
     lengths = torch.as_tensor(gammas).flatten().tolist()
     if not lengths:
@@ -74,28 +64,20 @@ def gamma_traversal(
 def local_basis(unet: UNet2DModel, x_t: Tensor, t: int, k: int, *, tolerance: float = 1e-3) -> LocalBasis:
     """Find the k leading right singular vectors of ∂h/∂x_t on the sphere's tangent space (Park et al. 2023).
 
-    Args:
-        unet: An unconditional model with T = 1000 steps.
-        x_t: (B, C, H, W) noisy images; at t = T − 1 these are the latents x_T. A row's basis is its own.
-        t: The step, 0 … T − 1.
-        k: 1 to the smaller of n − 1 and the size of h.
-        tolerance: On the sine of the largest principal angle by which the subspace turns while the search space grows
-            by a tenth. RuntimeError if it does not settle.
-
-    The subspace is determined only as far as σ_k and σ_{k+1} differ. On a flat spectrum, at which isometry aims, its
-    basis is a choice among many equally good ones, and takes many products to settle.
+    The U-Net is an unconditional one of 1000 steps; k is at most the smaller of n − 1 and the size of h. `tolerance`
+    bounds the sine of the largest principal angle by which the subspace turns while the search space grows by a tenth;
+    RuntimeError if it does not settle, as may be where σ_k and σ_{k+1} hardly differ.
     """
     check_latents(unet, x_t, "x_t")
     if not 0 <= index(t) < 1000:
         raise ValueError(f"t must be a step 0 to 999; got {t}")
-    f = partial(encode, unet, t=t)
     options = {"criterion": "subspace", "tolerance": tolerance, "max_iterations": 200}
-    return LocalBasis(*singular_vectors(f, x_t, k, tangent=True, **options))
+    return LocalBasis(*singular_vectors(partial(encode, unet, t=t), x_t, k, tangent=True, **options))
 
 
 @torch.no_grad()
 def _decode(generate: Generate, points: Tensor, batch_size: int) -> Tensor:
-    """Decode points (P, N, C, H, W) in batches."""
+    """Decode points (P, N, C, H, W) in batches, whose size does not change the images."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}")
     shape = getattr(generate, "shape", None)  # a `Generator` tells; of another map only its output is checked

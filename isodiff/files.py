@@ -38,12 +38,29 @@ def require_folder(path: Path) -> None:
         raise PermissionError(f"{place} cannot be written; give another directory for the output")
 
 
-def write_whole(path: Path, content: str | bytes, *, advice: str = "make room there or choose another output") -> None:
-    """Write a file whole or not at all, and make its folder.
+def claim_folder(
+    path: str | Path, ours: tuple[str, ...], *, overwrite: bool = False, inputs: tuple[Path, ...] = ()
+) -> Path:
+    """Return the folder of a run, resolved, before any work is done for it.
 
-    The file is replaced in one step, from a neighbour that is gone if anything fails; `advice` ends the message of the
-    `OSError` that says so.
+    Refused are a folder among the `inputs` or inside one, and one that holds anything but no file of `ours`, which tell
+    a run of this package, unless it is to `overwrite` what has the same names.
     """
+    folder = Path(path).expanduser().resolve()
+    require_folder(folder)
+    for source in map(Path.resolve, inputs):
+        if folder.is_relative_to(source):
+            raise ValueError(f"output {str(path)!r} is {source} itself or lies in it; give another directory")
+    found = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    if found and not overwrite and not any((folder / name).exists() for name in ours):
+        held = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+        advice = "give another directory, or --overwrite to replace what has the same names"
+        raise FileExistsError(f"output {str(path)!r} holds {held}, which no run of isodiff wrote; {advice}")
+    return folder
+
+
+def write_whole(path: Path, content: str | bytes, *, advice: str = "make room there or choose another output") -> None:
+    """Write a file whole or not at all, and make its folder; `advice` ends the message of the error that says so."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,10 +80,7 @@ def check_seed(seed: object) -> int:
 
 
 def resolve_device(device: str) -> torch.device:
-    """Turn `"auto"`, `"cpu"`, `"cuda"` or `"cuda:N"` into a device of this machine.
-
-    `"auto"` is CUDA where there is one and otherwise the CPU; others lack the float64 that the course needs.
-    """
+    """Turn "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N" into a device; others lack float64."""
     import torch  # here, so that the command line does not wait for it
 
     if device == "auto":

@@ -1,9 +1,8 @@
 r"""Autoencoders of the two-sphere, many at once (Sec. 3.2, Fig. 2, II, III and IV of Hahm et al. 2024).
 
 An encoder ``f: S² → ℝ²`` and a decoder ``ℝ² → ℝ³`` learn to reproduce points of the sphere, and the isometry loss of
-Eq. 6 may ask the encoder to keep lengths. The cap around the pole ``(0, 0, 1)``, as wide as `opening`, the angle in
-degrees from the pole to its rim, is left out: no continuous map of the whole sphere to the plane is injective (Borsuk
-and Ulam), and the stereographic chart is not defined at the pole. ``N`` networks train side by side.
+Eq. 6 may ask the encoder to keep lengths. The cap within `opening` degrees of the pole ``(0, 0, 1)`` is left out: no
+continuous map of the whole sphere to the plane is injective (Borsuk and Ulam), and the chart has no value at the pole.
 """
 
 from __future__ import annotations
@@ -22,10 +21,7 @@ Traces = Literal["estimated", "exact"]
 
 
 class Autoencoders(nn.Module):
-    """``N`` perceptrons 3 → width → width → 2 and back, with tanh between the layers.
-
-    Weights are Glorot-normal, drawn network by network, so that each depends on its own seed alone.
-    """
+    """``N`` perceptrons 3 → width → width → 2 and back, tanh between layers; Glorot-normal, each from its own seed."""
 
     def __init__(self, seeds: Sequence[int], width: int = 64) -> None:
         super().__init__()
@@ -37,7 +33,6 @@ class Autoencoders(nn.Module):
         self.biases = nn.ParameterList(torch.zeros(len(generators), 1, b) for _, b in sizes)
 
     def __len__(self) -> int:
-        """Return the number of networks."""
         return len(self.biases[0])
 
     def encode(self, x: Tensor) -> Tensor:
@@ -55,14 +50,11 @@ class Autoencoders(nn.Module):
 
 
 class History(NamedTuple):
-    """Values on 512 held-out points at the steps recorded, (T,), the first and last among them; (T, N) each.
+    """Values on 512 held-out points at the steps recorded, the first and last among them."""
 
-    The reconstruction is the mean squared distance of points from theirs, the isometry the exact loss of Eq. 6.
-    """
-
-    steps: Tensor
-    reconstruction: Tensor
-    isometry: Tensor
+    steps: Tensor  # (T,)
+    reconstruction: Tensor  # (T, N): the mean squared distance of points from theirs
+    isometry: Tensor  # (T, N): the exact loss of Eq. 6
 
 
 def sample_sphere(shape: Sequence[int], opening: float, generator: Generator) -> Tensor:
@@ -76,17 +68,15 @@ def sample_sphere(shape: Sequence[int], opening: float, generator: Generator) ->
 
 def from_angles(psi: Tensor, longitude: Tensor) -> Tensor:
     """Return the unit vector at angle ``psi`` from the south pole and a longitude, both in radians."""
-    around = torch.stack([longitude.cos(), longitude.sin()], -1) * psi.sin()[..., None]
-    return torch.cat([around, -psi.cos()[..., None]], -1)
+    return torch.stack([longitude.cos() * psi.sin(), longitude.sin() * psi.sin(), -psi.cos()], -1)
 
 
 def isometry_losses(
     networks: Autoencoders, x: Tensor, metric: Metric, *, traces: Traces = "exact", generator: Generator | None = None
 ) -> Tensor:
     """Return Eq. 6 for every encoder on its own points, (N, B, 3) → (N,): exact, or from one probe a point."""
-    encode_rows = lambda rows: networks.encode(rows.reshape(x.shape)).reshape(-1, 2)  # noqa: E731
     take = exact_traces if traces == "exact" else partial(trace_samples, generator=generator)
-    pair = take(encode_rows, x.reshape(-1, 3), metric=metric)
+    pair = take(lambda rows: networks.encode(rows.reshape(x.shape)).reshape(-1, 2), x.reshape(-1, 3), metric=metric)
     first, second = (t.reshape(len(networks), -1).mean(dim=1) for t in pair)
     return second / first.square()
 
@@ -105,10 +95,9 @@ def train(
     probe_seed: int,
     shared_data: bool = False,
 ) -> History:
-    """Minimise reconstruction error plus ``λ_iso`` times Eq. 6, with Adam and a cosine schedule, in place.
+    """Minimise reconstruction error plus ``λ_iso``, a number or (N,), times Eq. 6, with Adam and a cosine schedule.
 
-    Without a metric, the loss in the sphere's own is recorded only. The weight is a number or one a network, (N,). One
-    `data_seed` gives every method the same points, `shared_data` every network.
+    Without a metric, the loss in the sphere's own is recorded only. `shared_data` gives every network the same points.
     """
     if probe_seed == data_seed:
         raise ValueError(f"probe_seed must differ from data_seed, got {probe_seed} for both")

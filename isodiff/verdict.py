@@ -1,7 +1,6 @@
 """Verdicts: what a paper claims, what we measured, and whether the two agree.
 
-Every notebook ends with `verdict_table([...])` as the last line of a cell. Jupyter shows it as a table, a terminal as
-text, and `isodiff run` collects the tables of all notebooks from the stored outputs.
+Every notebook ends with `verdict_table([...])`; `isodiff run` collects the tables from the stored outputs.
 """
 
 from __future__ import annotations
@@ -25,16 +24,13 @@ _HEADINGS = ("Claim", "Source", "Paper", "Ours", "Verdict")
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """One claim in a sentence, where it is made, the paper's value, ours with interval, n and seeds, and the verdict.
+    """A claim of a paper, decided; every field is text, "–" where there is nothing to say."""
 
-    All are text, none is empty ("–" where there is nothing); the verdict is one of `VERDICT_KINDS`.
-    """
-
-    claim: str
-    source: str
-    paper: str
-    ours: str
-    verdict: str
+    claim: str  # in a sentence
+    source: str  # where it is made
+    paper: str  # its value
+    ours: str  # with interval, n and seeds
+    verdict: str  # one of VERDICT_KINDS
 
     def __post_init__(self) -> None:
         """Refuse a verdict that is not one of the four, and an empty or non-text entry."""
@@ -51,34 +47,29 @@ class VerdictTable:
 
     verdicts: tuple[Verdict, ...]
 
-    def to_json(self) -> list[dict[str, str]]:
-        """Return the rows as plain dictionaries."""
-        return [dataclasses.asdict(verdict) for verdict in self.verdicts]
-
     def to_html(self) -> str:
         """Return a table that carries its own style: the same in Jupyter and in the index."""
         cell = "text-align:left;vertical-align:top;padding:.45em .8em;border-bottom:1px solid #8884;"
         head = "".join(f'<th style="{cell}font-weight:600">{title}</th>' for title in _HEADINGS)
-        rows = []
-        for verdict in self.verdicts:
-            sign, colour = VERDICT_KINDS[verdict.verdict]
-            texts = (verdict.claim, verdict.source, verdict.paper, verdict.ours)
-            body = "".join(f'<td style="{cell}">{escape(text)}</td>' for text in texts)
+        body = ""
+        for row in self.verdicts:
+            sign, colour = VERDICT_KINDS[row.verdict]
             style = f"{cell}white-space:nowrap;font-weight:600;color:{colour}"
-            rows.append(f'<tr>{body}<td style="{style}">{sign} {verdict.verdict}</td></tr>')
-        return (
-            '<table class="verdicts" style="border-collapse:collapse;font-size:.95em">'
-            f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-        )
+            texts = (row.claim, row.source, row.paper, row.ours)
+            body += "<tr>" + "".join(f'<td style="{cell}">{escape(text)}</td>' for text in texts)
+            body += f'<td style="{style}">{sign} {row.verdict}</td></tr>'
+        style = "border-collapse:collapse;font-size:.95em"
+        return f'<table class="verdicts" style="{style}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
     def __str__(self) -> str:
         """Return aligned text, one verdict per line."""
-        rows = [_HEADINGS, *(tuple(row.values()) for row in self.to_json())]
+        rows = [_HEADINGS, *map(dataclasses.astuple, self.verdicts)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, Any]:
-        return {"text/plain": str(self), "text/html": self.to_html(), VERDICTS_MIME: self.to_json()}
+        plain = [dataclasses.asdict(row) for row in self.verdicts]
+        return {"text/plain": str(self), "text/html": self.to_html(), VERDICTS_MIME: plain}
 
 
 def verdict_table(verdicts: Iterable[Verdict]) -> VerdictTable:

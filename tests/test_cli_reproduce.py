@@ -33,7 +33,6 @@ def test_the_list_has_every_claim_with_what_decides_it(capsys: pytest.CaptureFix
     text = capsys.readouterr().out
     assert [line.split()[0] for line in text.splitlines() if not line.startswith(" ")] == list(CLAIMS)
     assert all(claim.statement in text and (claim.protocol or claim.reason) in text for claim in CLAIMS.values())
-    assert sorted(path.name for path in course.iterdir()) == ["README.md", "notebooks"]
 
 
 @pytest.mark.parametrize(
@@ -43,7 +42,6 @@ def test_the_list_has_every_claim_with_what_decides_it(capsys: pytest.CaptureFix
         (["dsm", "--profile", "tpu", "--report"], "profile is 'tpu'; reproduce accepts smoke, cpu, gpu"),
         (["trace-error", "--profile", "smoke", "--jobs", "0"], "jobs must be at least 1; got 0"),
         (["trace-error", "--profile", "smoke", "--device", "abacus"], "device is 'abacus'"),
-        (["trace-error", "--output", "{text}"], "text is a file"),
         (["trace-error", "--work", "{text}/models"], "text is a file"),
         (["trace-error", "--report"], "records of trace"),
         (["--report"], "is made by: isodiff reproduce "),
@@ -76,7 +74,6 @@ def test_a_report_is_made_from_records_alone(
     assert reproduce_claims(report=True) == 0
     printed = capsys.readouterr().out
     assert f"\n{len(CLAIMS)} claims: " in printed
-    assert all(name in printed for name in CLAIMS)
     assert [row["claim"] for row in json.loads((records / "verdicts.json").read_text())] == list(CLAIMS)
     assert page.read_text() == before
     monkeypatch.setattr(command, "write_figures", lambda records, notebooks, output: [output / "verdicts.png"])

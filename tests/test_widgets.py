@@ -103,8 +103,7 @@ def test_every_control_changes_the_picture_and_reset_restores_it(make: Callable[
     shown = make()
     first, said = shown.picture.value, shown.status.value
     for control in shown.controls.values():
-        assert control.description
-        assert control.tooltip
+        assert control.description and control.tooltip  # noqa: PT018 - one sentence
         before = shown.picture.value
         control.value = control.options[-1] if hasattr(control, "options") else control.max
         assert shown.picture.value != before

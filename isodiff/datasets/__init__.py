@@ -9,5 +9,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "face_factors": ["FactorEstimate", "estimate_factors"],
         "faces": ["FACTORS", "FacesDataset", "render", "sample_factors"],
         "images": ["ImageDataset", "check_images", "open_digits"],
+        "morphs": ["Morph", "open_morphs"],
     },
 )

@@ -1,9 +1,4 @@
-"""The one door to images, and the data sets of the papers by name.
-
-Hahm et al. 2024, Sec. 4.1: "The training partition of each dataset consists of 50,000, 14,342, 126,227, and 3,033,042
-samples", of CIFAR-10, CelebA-HQ, LSUN-Church and LSUN-Bedrooms; all but CIFAR-10 at 256 pixels, mirrored with
-probability 1/2. FFHQ and ImageNet serve another question: whether noise on their images keeps to a sphere.
-"""
+"""The one door to images, and the data sets of Hahm et al. 2024 (Sec. 4.1: CIFAR-10 to LSUN) and two more by name."""
 
 from __future__ import annotations
 
@@ -16,15 +11,15 @@ from torch.utils.data import Dataset
 from isodiff.datasets.faces import FacesDataset
 from isodiff.datasets.folders import open_folder
 from isodiff.datasets.hub import open_hub
-from isodiff.datasets.images import open_digits
+from isodiff.datasets.images import Shape, open_digits
 from isodiff.datasets.stream import StreamDataset
 
 
 class Source(NamedTuple):
-    """One data set of the hub: what `open_dataset` opens, the number of images of its card, and that of the paper."""
+    """One data set of the hub."""
 
-    spec: str
-    count: int
+    spec: str  # what `open_dataset` opens
+    count: int  # of the images, as its card states
     paper_count: int | None = None  # None: not in the paper
     note: str = ""  # why the two differ
 
@@ -34,42 +29,44 @@ class Source(NamedTuple):
 CATALOGUE = {
     "cifar10": Source("hub:uoft-cs/cifar10#train", 50_000, 50_000),
     "celebahq": Source(
-        "hub:mattymchen/celeba-hq@1bc5dfbeb766d03abeddf5a48b9871479a4395bb#train",
-        28_000,
-        14_342,
-        "the paper does not say which images of CelebA-HQ are its own",
+        *("hub:mattymchen/celeba-hq@1bc5dfbeb766d03abeddf5a48b9871479a4395bb#train", 28_000, 14_342),
+        note="the paper does not say which images of CelebA-HQ are its own",
     ),
     "lsun-church": Source(  # LSUN's training partition, which the repository divides into train and test
         "hub:tglcourse/lsun_church_train@bce8c61d61fe7ced008dc92b345451f380e12414#train+test", 126_227, 126_227
     ),
     "lsun-bedroom": Source(
-        "stream:pcuenq/lsun-bedrooms@1acf5c322e8f1e3e440adf7130d697a677110119#train+test",
-        303_125,
-        3_033_042,
-        "a sample of LSUN's training partition: no copy of all of it is known on the hub",
+        *("stream:pcuenq/lsun-bedrooms@1acf5c322e8f1e3e440adf7130d697a677110119#train+test", 303_125, 3_033_042),
+        note="a sample of LSUN's training partition: no copy of all of it is known on the hub",
     ),
     "ffhq": Source("hub:merkol/ffhq-256@f23c0e21f6fe222b4429272a86be00e4583b0298#train", 70_000),
     "imagenet": Source("stream:ILSVRC/imagenet-1k#train", 1_281_167),
 }
 
 
-def open_dataset(spec: str, resolution: int, *, seed: int = 0) -> Dataset[Tensor]:
-    """Open images of a side of `resolution` pixels, (C, R, R) float32 in [-1, 1], by name.
+def open_dataset(spec: str, shape: int | Shape, *, seed: int = 0) -> Dataset[Tensor]:
+    """Open images of a shape (C, H, W), or squares of so many pixels in their own colours, float32 in [-1, 1], by name.
 
-    `spec` is "faces" (rendered, factors known), "digits" (scikit-learn's handwriting), "folder:PATH" (images, tar
-    archives of images, or one archive), "hub:NAME[@REVISION][#SPLIT]" (of the hub or a local directory; split train
-    unless told), "stream:NAME[@REVISION][#SPLIT[=COUNT]]" (the same, read in order as training goes on), or a name of
-    `CATALOGUE`, whose number of images is checked; "cifar10=folder:PATH" checks a copy of your own against the paper's.
-    `seed` draws the factors of faces and the order of a stream. The result has `channels`, `resolution`,
-    `horizontal_flip` (whether training may mirror images) and `__getitems__`; a stream also has `sequential = True`:
-    its indices are positions, best asked for in order.
+    Photographs become grey or are cut to another format as the shape asks; faces and digits are what they are.
+
+    `spec` is "faces", "digits", "folder:PATH" (images, tar archives of images, or one archive),
+    "hub:NAME[@REVISION][#SPLIT]" (of the hub or a local directory; split train unless told),
+    "stream:NAME[@REVISION][#SPLIT[=COUNT]]" (the same, read in order as training goes on), or a name of `CATALOGUE`,
+    whose number of images is checked; "cifar10=folder:PATH" checks a copy of your own against the paper's. `seed` draws
+    the factors of faces and the order of a stream. The result has `channels`, `resolution`, `horizontal_flip` (whether
+    training may mirror images) and `__getitems__`; a stream has `sequential = True`: its indices are best in order.
     """
-    if isinstance(resolution, bool) or not isinstance(resolution, int) or resolution < 1:
-        raise ValueError(f"resolution must be a positive whole number of pixels, got {resolution!r}")
+    sides = shape if isinstance(shape, tuple) else (1 if spec == "digits" else 3, shape, shape)
+    if len(sides) != 3 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sides):
+        raise ValueError(f"shape must be a positive whole number of pixels, or three, (C, H, W); got {shape!r}")
+    if sides[0] not in (1, 3):
+        raise ValueError(f"images have 1 or 3 channels; got a shape {sides} of {sides[0]}")
     if spec == "faces":
-        return FacesDataset(resolution, seed=seed)
+        if sides != (3, sides[1], sides[1]):
+            raise ValueError(f"faces are squares in colour, (3, R, R); got the shape {sides}")
+        return FacesDataset(sides[1], seed=seed)
     if spec == "digits":
-        return open_digits(resolution)
+        return open_digits(sides)
     name, own, copy = spec.partition("=")
     source, stored, count = CATALOGUE.get(name), spec, None
     if source is not None:
@@ -83,9 +80,9 @@ def open_dataset(spec: str, resolution: int, *, seed: int = 0) -> Dataset[Tensor
         )
     try:
         if kind == "stream":
-            images = StreamDataset(place, resolution, seed=seed, count=count)
+            images = StreamDataset(place, sides, seed=seed, count=count)
         else:
-            images = (open_folder if kind == "folder" else open_hub)(place, resolution, count=count)
+            images = (open_folder if kind == "folder" else open_hub)(place, sides, count=count)
     except (FileNotFoundError, ConnectionError) as error:
         if source is None:
             raise

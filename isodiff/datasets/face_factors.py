@@ -1,8 +1,6 @@
-r"""Recover the factors of a face, and its distance to the manifold of faces, by fitting the renderer.
+r"""Recover the factors of a face by fitting the renderer: ẑ = argmin_z ‖render(z) − x‖², z ∈ [−1, 1]¹⁰.
 
-    ẑ = argmin_z ‖render(z) − x‖²,   z ∈ [−1, 1]¹⁰,
-
-by Levenberg–Marquardt from a linear first guess; the Jacobian's ten columns are forward-mode products of the renderer.
+Levenberg–Marquardt from a linear first guess; the Jacobian's ten columns are forward-mode products of the renderer.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from torch import Tensor
 from isodiff.datasets.faces import FACTORS, render, sample_factors
 
 _GUESS_RESOLUTION = 16
-_NUM_ITERATIONS, _STEP_TOLERANCE = 10, 1e-4  # in factors; the steps shrink quickly near the fit
+_NUM_ITERATIONS, _STEP_TOLERANCE = 10, 1e-4  # in factors
 _CHUNK = 64  # faces fitted at once
 
 
@@ -33,12 +31,11 @@ def estimate_factors(images: Tensor) -> FactorEstimate:
     """Fit the renderer to images (B, 3, R, R), nominally in [−1, 1]; values outside are taken as they are.
 
     Of rendered faces at 32 pixels, the factors come back to 10⁻⁴ or better; under pixel noise of standard deviation
-    0.05 their median absolute error is about 0.006. Cost: about 12 renderings an iteration.
+    0.05 their median absolute error is about 0.006.
     """
-    if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3] or not images.is_floating_point():
-        raise ValueError(
-            f"images must be floating-point (B, 3, R, R); got {images.dtype} of shape {tuple(images.shape)}"
-        )
+    shape = tuple(images.shape)
+    if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or not images.is_floating_point():
+        raise ValueError(f"images must be floating-point (B, 3, R, R); got {images.dtype} of shape {shape}")
     if not torch.isfinite(images).all():
         raise ValueError("images must be finite; got NaN or infinite values")
     return FactorEstimate(*map(torch.cat, zip(*map(_fit, images.split(_CHUNK)), strict=True)))
@@ -74,7 +71,7 @@ def _error(z: Tensor, target: Tensor, resolution: int) -> Tensor:
 
 
 def _linearise(z: Tensor, resolution: int) -> tuple[Tensor, Tensor]:
-    """Pictures (B, P) and the rows ∂picture/∂z_k, (B, 10, P): one forward-mode pass that all ten directions share."""
+    """Return pictures (B, P) and ∂picture/∂z_k, (B, 10, P): one forward-mode pass that all ten directions share."""
 
     def along(direction: Tensor) -> tuple[Tensor, Tensor]:
         return torch.func.jvp(lambda factors: render(factors, resolution).flatten(1), (z,), (direction.expand_as(z),))

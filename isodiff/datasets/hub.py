@@ -1,48 +1,55 @@
 """Data sets of the Hugging Face hub: found at once or refused at once, and opened whole or as a stream.
 
-Out of reach of the hub, `datasets` and `huggingface_hub` try for half a minute and then say little. Here one question
-with a time limit comes first, and the error names the command that fetches the data set on a machine with a connection.
-With HF_HUB_OFFLINE=1 nothing is asked, and what that command put into the cache is used.
+Where `datasets` would try for half a minute and then say little, one question with a time limit comes first, and the
+error names the command that fetches the data set. With HF_HUB_OFFLINE=1 nothing is asked, and the cache is used.
 """
 
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from isodiff.datasets.images import ImageDataset, check_count, gather
+from isodiff.datasets.images import ImageDataset, Shape, check_count, gather
 
-_SECONDS = 10.0  # for the one question that shows whether the hub answers
+_SECONDS = 10.0  # for the one question
 _ACCEPTED = "accepted are NAME[@REVISION][#SPLIT] of a data set on the hub, or a local directory of one"
 
 
-def open_hub(source: str, resolution: int, *, count: int | None = None) -> ImageDataset:
-    """Open NAME[@REVISION][#SPLIT], or a local directory of a data set, in its own order, named by position.
+def open_hub(source: str, shape: Shape, *, count: int | None = None) -> ImageDataset:
+    """Open the first column of images of NAME[@REVISION][#SPLIT], or of a local directory, in order, named by position.
 
-    Its images are the first column of type Image; `count`, where given, is their number, checked before any is decoded.
+    `count`, where given, is the number of images, checked before any is decoded.
     """
     table, column = load_table(source, streaming=False)
     check_count(f"hub:{source}", len(table), count)
     names = [f"{i:08d}" for i in range(len(table))]
-    return gather(f"hub:{source}", names, lambda i: open_cell(table[i][column]), resolution, range(len(table)))
+    return gather(f"hub:{source}", names, lambda i: open_cell(table[i][column]), shape, range(len(table)))
 
 
 def load_table(source: str, *, streaming: bool) -> tuple[Any, str]:
     """Load the one column of encoded images as a `datasets.Dataset`, or `IterableDataset`, and return its name, too."""
     import datasets
+    from huggingface_hub import errors
+    from huggingface_hub.utils import httpx  # under this name whichever of its versions the hub's library uses
 
     location, _, split = source.partition("#")
     name, _, revision = location.partition("@")
-    name, revision = _locate(name, revision or None)
+    unknown = errors.HFValidationError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError, FileNotFoundError
     try:
-        table = datasets.load_dataset(name, revision=revision, split=split or "train", streaming=streaming)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"no data set {name!r} was found ({error}); {_ACCEPTED}") from error
-    except OSError as error:
-        raise _out_of_reach(name, revision, error) from error
+        place, pinned = _locate(name, revision or None)
+        table = datasets.load_dataset(place, revision=pinned, split=split or "train", streaming=streaming)
+    except unknown as error:
+        raise FileNotFoundError(f"no data set {name!r} was found ({_first_line(error)}); {_ACCEPTED}") from error
+    except (httpx.HTTPError, OSError) as error:
+        command = f"hf download {name} --repo-type dataset" + (f" --revision {revision}" if revision else "")
+        raise ConnectionError(
+            f"the hub could not be asked for {name!r} ({_first_line(error)}); on a machine with a connection, run "
+            f"`{command}`, bring its cache here and set HF_HUB_OFFLINE=1; {_ACCEPTED}"
+        ) from error
     except ValueError as error:
         raise ValueError(f"data set {source!r} does not open ({error}); {_ACCEPTED}") from error
     features = table.features or {}
@@ -53,7 +60,7 @@ def load_table(source: str, *, streaming: bool) -> tuple[Any, str]:
 
 
 def open_cell(cell: dict[str, Any] | None) -> Image.Image:
-    """Open one encoded image of a table; what is missing or foreign raises as Pillow does."""
+    """Open one encoded image of a table."""
     if cell is None:
         raise ValueError("the cell is empty")
     if cell["bytes"] is not None:
@@ -65,31 +72,17 @@ def open_cell(cell: dict[str, Any] | None) -> Image.Image:
 
 def _locate(name: str, revision: str | None) -> tuple[str, str | None]:
     """Return what to load: a directory as it is, a cached copy if offline, or a name that the hub just confirmed."""
-    if Path(name).expanduser().is_dir():
-        return str(Path(name).expanduser()), None
     import datasets
     from huggingface_hub import HfApi, constants, errors, snapshot_download
-    from huggingface_hub.utils import httpx  # under this name whichever of its versions the hub's library uses
 
-    try:
-        if constants.HF_HUB_OFFLINE or datasets.config.HF_HUB_OFFLINE:
+    if Path(name).expanduser().is_dir():
+        return str(Path(name).expanduser()), None
+    if constants.HF_HUB_OFFLINE or datasets.config.HF_HUB_OFFLINE:
+        with suppress(errors.LocalEntryNotFoundError):  # `datasets` may hold a converted copy, and does not ask either
             return snapshot_download(name, repo_type="dataset", revision=revision, local_files_only=True), None
+    else:
         HfApi().dataset_info(name, revision=revision, timeout=_SECONDS)
-    except (errors.HFValidationError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-        raise FileNotFoundError(f"no data set {name!r} was found ({_first_line(error)}); {_ACCEPTED}") from error
-    except errors.LocalEntryNotFoundError:
-        pass  # `datasets` may hold a converted copy, and does not ask the hub either
-    except (httpx.HTTPError, OSError) as error:
-        raise _out_of_reach(name, revision, error) from error
     return name, revision
-
-
-def _out_of_reach(name: str, revision: str | None, error: Exception) -> ConnectionError:
-    command = f"hf download {name} --repo-type dataset" + (f" --revision {revision}" if revision else "")
-    return ConnectionError(
-        f"the hub could not be asked for {name!r} ({_first_line(error)}); on a machine with a connection, run "
-        f"`{command}`, bring its cache here and set HF_HUB_OFFLINE=1; {_ACCEPTED}"
-    )
 
 
 def _first_line(error: Exception) -> str:

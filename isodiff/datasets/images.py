@@ -1,14 +1,13 @@
 """What a data point is, however the images are stored, and scikit-learn's digits.
 
-A photograph becomes one in one way: EXIF orientation applied, RGB, largest central square, antialiased Lanczos resize
-to R x R, bytes u in 0...255, and x = u / 127.5 - 1. One that does not decode completely is skipped and reported.
+A photograph becomes one in one way: EXIF orientation applied, RGB or grey, largest central part of the shape (C, H, W),
+antialiased Lanczos resize, bytes u in 0...255, x = u / 127.5 - 1. One that does not decode completely is left out.
 """
 
 from __future__ import annotations
 
-import struct
+import math
 import warnings
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -19,24 +18,24 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 MEMORY_LIMIT = 4 * 2**30  # bytes that decoded pixels may take; above it, each image is decoded at every access
-UNREADABLE = (OSError, EOFError, zlib.error, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+Shape = tuple[int, int, int]  # (C, H, W) of an image
 
 
 @dataclass(frozen=True)
 class DecodedOnDemand:
-    """Byte images that are too large to hold: each access reads and decodes one."""
+    """Byte images that are too large to hold: each access decodes one."""
 
     read: Callable[[int], Image.Image]
     positions: Sequence[int]
-    resolution: int
+    shape: Shape
 
     def __getitem__(self, index: int) -> Tensor:
         with self.read(self.positions[index]) as image:
-            return square(image, self.resolution)
+            return fit(image, self.shape)
 
 
 class ImageDataset(Dataset[Tensor]):
-    """N byte images (C, R, R), held or decoded on demand, as float32 in [-1, 1]; labels are often in their names."""
+    """N byte images (C, H, W), held or decoded on demand, as float32 in [-1, 1]; labels are often in their names."""
 
     def __init__(self, pixels: Tensor | DecodedOnDemand, names: Sequence[str], *, horizontal_flip: bool) -> None:
         self.pixels, self.names, self.horizontal_flip = pixels, tuple(names), horizontal_flip
@@ -52,24 +51,44 @@ class ImageDataset(Dataset[Tensor]):
         return [self[index] for index in indices]
 
 
-def square(image: Image.Image, resolution: int) -> Tensor:
-    """Turn any PIL image into uint8 (3, R, R): upright, RGB, over white where transparent, central square, Lanczos.
+def fit(image: Image.Image, shape: Shape | None) -> Tensor:
+    """Turn any PIL image into uint8 (C, H, W): upright, over white where transparent, central part, Lanczos.
 
-    A JPEG is decoded at a reduced size of at least 4 R: several times faster, and off by about one grey level.
+    Without a shape it keeps its own size, in colour.
     """
-    image.draft("RGB", (4 * resolution, 4 * resolution))
+    if shape is not None:
+        side = 4 * max(shape[1:])
+        image.draft("RGB", (side, side))  # a JPEG: several times faster, off by about one grey level
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):  # convert() would clip 16-bit greys at 255 instead of rescaling them
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        image = Image.fromarray(_bytes_of(np.asarray(image)))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = ImageOps.fit(image.convert("RGB"), (resolution, resolution), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    channels, height, width = shape or (3, image.height, image.width)
+    image = ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.LANCZOS)
+    pixels = np.array(image if channels == 3 else image.convert("L"))
+    return torch.from_numpy(pixels.reshape(height, width, channels)).permute(2, 0, 1).contiguous()
 
 
-def open_digits(resolution: int = 16) -> ImageDataset:
+def _bytes_of(values: np.ndarray) -> np.ndarray:
+    """Scale greys of 16 or 32 bits to bytes by their range, where Pillow would clip them at 255."""
+    low, high = values.min(), values.max()
+    if values.dtype == np.uint16:
+        return (values >> 8).astype(np.uint8)
+    if values.dtype.kind == "i" and low >= 0 and high < 2**16:
+        return (values if high < 2**8 else values >> 8).astype(np.uint8)
+    if values.dtype.kind == "f" and low >= 0 and high < 2**8:  # also false of NaN
+        return np.round(values * 255 if high <= 1 else values).astype(np.uint8)
+    accepted = "integers 0 to 65535, or floats 0 to 1 or to 255"
+    raise ValueError(f"its greys are {values.dtype} from {low:g} to {high:g}; accepted are {accepted}")
+
+
+def open_digits(shape: Shape) -> ImageDataset:
     """Open scikit-learn's 1,797 handwritten digits, enlarged from 8 x 8: ink is 1, paper -1, names tell the digit."""
+    resolution = shape[1]
+    if shape != (1, resolution, resolution):
+        raise ValueError(f"digits are grey squares (1, R, R); got the shape {shape}")
     if not 8 <= resolution <= 64:  # below, strokes are lost; above, there is only blur
         raise ValueError(f"digits are 8 x 8 scans and open at 8 to 64 pixels (16 is usual), got {resolution}")
     from sklearn.datasets import load_digits
@@ -90,44 +109,58 @@ def check_count(source: str, found: int, expected: int | None) -> None:
         )
 
 
-def fits_memory(count: int, resolution: int) -> bool:
+def fits_memory(count: int, shape: Shape) -> bool:
     """Return whether the decoded pixels may be held."""
-    return 3 * resolution**2 * count <= MEMORY_LIMIT
+    return math.prod(shape) * count <= MEMORY_LIMIT
 
 
 def gather(
-    source: str, names: Sequence[str], read: Callable[[int], Image.Image], resolution: int, order: Iterable[int]
+    source: str,
+    names: Sequence[str],
+    read: Callable[[int], Image.Image],
+    shape: Shape,
+    order: Iterable[int],
+    *,
+    left_out: str = "",
 ) -> ImageDataset:
-    """Decode every image once, in the given order, keeping the bytes if they fit; report those that do not decode."""
+    """Decode every image once, in the given order, keeping the bytes if they fit; count those that do not decode.
+
+    One warning tells how many are left out and why, after `left_out`, what the caller has left out already.
+    """
     if not names:
-        raise ValueError(f"no images in {source}; accepted are JPEG, PNG, WebP and what else Pillow opens")
-    fits = fits_memory(len(names), resolution)
-    pixels = torch.empty(len(names) if fits else 0, 3, resolution, resolution, dtype=torch.uint8)
+        more = f"; {left_out}" if left_out else ""
+        raise ValueError(f"no images in {source}; accepted are JPEG, PNG, WebP and what else Pillow opens{more}")
+    fits = fits_memory(len(names), shape)
+    pixels = torch.empty(len(names) if fits else 0, *shape, dtype=torch.uint8)
     broken = {}
     for position in order:
         try:
             with read(position) as image:
-                decoded = square(image, resolution)
-        except UNREADABLE as error:
-            broken[position] = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
-            continue
-        if fits:
-            pixels[position] = decoded
+                decoded = fit(image, shape)
+            if fits:
+                pixels[position] = decoded
+        except Exception as error:  # whatever a decoder raises
+            unknown = isinstance(error, UnidentifiedImageError)
+            broken[position] = "not an image" if unknown else str(error) or type(error).__name__
     good = [position for position in range(len(names)) if position not in broken]
     shown = "; ".join(f"{names[position]} ({broken[position]})" for position in sorted(broken)[:3])
     if not good:
         raise ValueError(f"none of the {len(names)} images in {source} can be read: {shown}")
-    if broken:
-        warnings.warn(f"skipped {len(broken)} of {len(names)} images in {source}: {shown}", stacklevel=4)
-        pixels = pixels[good] if fits else pixels
-    pixels = pixels if fits else DecodedOnDemand(read, good, resolution)
+    if broken or left_out:
+        told = [f"{len(broken)} that cannot be read: {shown}"] if broken else []
+        told = "; ".join([*told, *([left_out] if left_out else [])])
+        warnings.warn(f"{source}: {len(good):,} images; left out: {told}", stacklevel=4)
+    if not fits:
+        pixels = DecodedOnDemand(read, good, shape)
+    elif broken:
+        pixels = pixels[good]
     return ImageDataset(pixels, [names[position] for position in good], horizontal_flip=True)
 
 
 def check_images(images: Tensor, rows: int, *, name: str = "generate") -> Tensor:
     """Return images in float32 if they are what a metric can measure: (rows, 1 or 3, H, W), finite, in [−1, 1]."""
     if not isinstance(images, Tensor) or not images.is_floating_point():
-        got = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        got = getattr(images, "dtype", type(images).__name__)
         raise TypeError(f"{name} must give a floating-point tensor of images; got {got}")
     if images.ndim != 4 or len(images) != rows or images.shape[1] not in (1, 3):
         raise ValueError(f"{name} must give images ({rows}, 1 or 3, H, W); got shape {tuple(images.shape)}")

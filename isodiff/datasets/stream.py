@@ -1,8 +1,7 @@
 r"""Data sets too large to fetch or index before training: read in order, from wherever a run left off.
 
-With N images an epoch, epoch k div N passes all of them through the buffer shuffle of `datasets`, seeded by (seed,
-epoch), and the image at position k is what comes out at k mod N: the same (seed, k) is the same image in every run and
-process, so that runs resume and processes share a batch. Each process reads all of the stream and decodes its own part.
+With N images, the image at position k is number k mod N of the buffer shuffle of `datasets` seeded by (seed, k div N):
+the same in every run and process, so that runs resume and processes share a batch. Each reads all, decodes its own.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from isodiff.datasets.hub import load_table, open_cell
-from isodiff.datasets.images import UNREADABLE, check_count, square
+from isodiff.datasets.images import Shape, check_count, fit
 
 _END = object()
 
@@ -27,21 +26,21 @@ class StreamDataset(Dataset[Tensor]):
     """Serve NAME[@REVISION][#SPLIT[=COUNT]] by position, over as many epochs as asked for, without fetching it first.
 
     `count`, COUNT and the number of the data set's card, as far as given, must agree. Going forward costs reading what
-    lies between, without decoding; going back begins the epoch again. The shuffle draws from `buffer_size` encoded
-    images; 2,000 photographs of 256 pixels take about 200 MB.
+    lies between; going back begins the epoch again. 2,000 photographs of 256 pixels in the buffer take about 200 MB.
     """
 
-    channels, horizontal_flip, sequential = 3, True, True  # samplers ask a sequential one for positions 0, 1, 2, …
+    horizontal_flip, sequential = True, True  # samplers ask a sequential one for positions 0, 1, 2, …
 
     def __init__(
-        self, source: str, resolution: int, *, seed: int = 0, count: int | None = None, buffer_size: int = 2_000
+        self, source: str, shape: Shape, *, seed: int = 0, count: int | None = None, buffer_size: int = 2_000
     ) -> None:
         location, _, split = source.partition("#")
         split, equals, asked = split.partition("=")
         if equals and not (asked.isdecimal() and int(asked) > 0):
             raise ValueError(f"the number of images after '=' must be positive and whole; got {asked!r} in {source!r}")
         split = split or "train"
-        self.source, self.resolution, self.seed, self.buffer_size = f"stream:{source}", resolution, seed, buffer_size
+        self.source, self.shape, self.seed, self.buffer_size = f"stream:{source}", shape, seed, buffer_size
+        self.channels, self.resolution, _ = shape
         self.table, self.column = load_table(f"{location}#{split}", streaming=True)
         known = [number for number in (count, int(asked or 0)) if number]
         stated, parts = self.table.info.splits or {}, [part.strip() for part in split.split("+")]
@@ -69,8 +68,8 @@ class StreamDataset(Dataset[Tensor]):
         cell = self._cell(position)
         try:
             with open_cell(cell) as image:
-                return square(image, self.resolution).float() / 127.5 - 1
-        except UNREADABLE as error:
+                return fit(image, self.shape).float() / 127.5 - 1
+        except Exception as error:  # whatever a decoder raises
             raise ValueError(
                 f"the image at position {position:,} of {self.source} cannot be read ({error}); "
                 "hub: instead of stream: leaves such images out"

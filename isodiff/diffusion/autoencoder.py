@@ -20,27 +20,20 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from isodiff.diffusion.config import AutoencoderConfig
-from isodiff.diffusion.latent import images_to_latents, latents_to_images
+from isodiff.diffusion.latent import downsampling, images_to_latents
 from isodiff.diffusion.run_folder import train_into
 from isodiff.diffusion.training import RunOptions, Training
 
-ARCHITECTURE = {  # 0.4 M parameters, a latent side of a quarter
-    "down_block_types": ("DownEncoderBlock2D",) * 3,
-    "up_block_types": ("UpDecoderBlock2D",) * 3,
-    "block_out_channels": (16, 32, 48),
-    "layers_per_block": 1,
-    "latent_channels": 4,
-    "norm_num_groups": 8,
-}
-
 
 def build_autoencoder(resolution: int, *, channels: int = 3, seed: int = 0) -> AutoencoderKL:
-    """Build an untrained autoencoder for images of a side that is a multiple of 4."""
+    """Build an untrained autoencoder of 0.4 M parameters, for images of a side that is a multiple of 4."""
     if resolution < 8 or resolution % 4:
         raise ValueError(f"resolution must be a multiple of 4, at least 8; got {resolution}")
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
+    sizes = {"block_out_channels": (16, 32, 48), "layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 8}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AutoencoderKL(**ARCHITECTURE, in_channels=channels, out_channels=channels, sample_size=resolution)
+        return AutoencoderKL(**blocks, **sizes, in_channels=channels, out_channels=channels, sample_size=resolution)
 
 
 def autoencoder_loss(autoencoder: AutoencoderKL, x: Tensor, eps: Tensor, beta: float) -> tuple[Tensor, Tensor]:
@@ -58,7 +51,7 @@ def fit_autoencoder(
 
     At the end it holds the moving average of its weights, and the `scaling_factor` that gives latents unit variance.
     """
-    side, factor = autoencoder.config.sample_size, 2 ** (len(autoencoder.config.block_out_channels) - 1)
+    side, factor = autoencoder.config.sample_size, downsampling(autoencoder)
     latent = (config.batch_size, autoencoder.config.latent_channels, side // factor, side // factor)
     run = Training(autoencoder, images, (autoencoder.config.in_channels, side, side), config, options)
     for step, x in run.steps():
@@ -68,21 +61,11 @@ def fit_autoencoder(
         run.update(step, {"the loss": loss.item()})
         run.log.append({"error": step.mean(error).item()})
         yield step.number + 1, run.log[-1]["error"]
-    autoencoder.register_to_config(scaling_factor=1 / latent_deviation(autoencoder, images))
-
-
-def _batches(images: Dataset[Tensor], count: int) -> Iterator[Tensor]:
-    """Yield the first images of a dataset, 64 at a time."""
-    for start in range(0, end := min(count, len(images)), 64):
-        yield torch.stack([images[i] for i in range(start, min(start + 64, end))])
-
-
-@torch.no_grad()
-def latent_deviation(autoencoder: AutoencoderKL, images: Dataset[Tensor]) -> float:
-    """Return the standard deviation of the entries of E(x), not scaled, over the first 1,024 images of a dataset."""
     autoencoder.register_to_config(scaling_factor=1.0)
-    latents = [images_to_latents(autoencoder, x).cpu() for x in _batches(images, 1024)]
-    return float(torch.cat(latents).double().std())
+    first = torch.stack([images[i] for i in range(min(len(images), 1024))]).split(64)
+    with torch.no_grad():
+        latents = [images_to_latents(autoencoder, x).cpu() for x in first]
+    autoencoder.register_to_config(scaling_factor=1 / float(torch.cat(latents).double().std()))
 
 
 def train_autoencoder(
@@ -92,17 +75,17 @@ def train_autoencoder(
     *,
     provenance: Mapping[str, Any] | None = None,
     accelerator: Accelerator | None = None,
+    overwrite: bool = False,
 ) -> AutoencoderKL:
     """Train an autoencoder into a directory that diffusers opens, beside its `training.json`; resumed like `train`."""
     autoencoder = build_autoencoder(images.resolution, channels=images.channels, seed=config.seed)
 
     def save(folder: Path) -> dict[str, Any]:
         autoencoder.save_pretrained(folder, safe_serialization=True)
-        found = {"images": "the first of the dataset, in training", **reconstruction(autoencoder, images)}
-        return {"parameters": autoencoder.num_parameters(), "reconstruction": found}
+        return {"parameters": autoencoder.num_parameters()}
 
-    steps = partial(fit_autoencoder, autoencoder, images, config)
-    ran = train_into(output, config, provenance, accelerator or Accelerator(), steps=steps, save=save)
+    options = {"steps": partial(fit_autoencoder, autoencoder, images, config), "save": save, "overwrite": overwrite}
+    ran = train_into(output, config, provenance, accelerator or Accelerator(), **options)
     return autoencoder if ran else load_autoencoder(output)
 
 
@@ -111,17 +94,6 @@ def load_autoencoder(path: str | Path) -> AutoencoderKL:
     if not (Path(path) / "config.json").is_file():
         raise FileNotFoundError(f"no autoencoder at {str(path)!r}: expected a directory with config.json")
     try:
-        return AutoencoderKL.from_pretrained(path, use_safetensors=True, local_files_only=True)
+        return AutoencoderKL.from_pretrained(path, local_files_only=True)
     except Exception as error:  # diffusers, safetensors and json each raise their own
         raise ValueError(f"cannot load the autoencoder in {Path(path).name!r}: {error}; train it again") from error
-
-
-@torch.no_grad()
-def reconstruction(autoencoder: AutoencoderKL, images: Dataset[Tensor]) -> dict[str, float]:
-    """Return how near D(E(x)) is to the first 256 images: mean absolute error and PSNR in dB, of [−1, 1]."""
-    parts = []
-    for x in _batches(images, 256):
-        parts.append(latents_to_images(autoencoder, images_to_latents(autoencoder, x)).cpu().clamp(-1, 1) - x)
-    difference = torch.cat(parts).double()
-    error, psnr = difference.abs().mean(), 10 * torch.log10(4 / difference.square().mean())
-    return {"n": len(difference), "mean_absolute_error": float(error), "psnr": float(psnr)}

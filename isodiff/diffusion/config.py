@@ -25,7 +25,6 @@ class Settings:
     """A dataclass whose values are held to the ranges and choices that its annotations name."""
 
     def __post_init__(self) -> None:
-        """Refuse values out of range, by name."""
         for name, hint in get_type_hints(type(self), include_extras=True).items():
             value = getattr(self, name)
             if get_origin(hint) is Literal and value not in get_args(hint):
@@ -65,12 +64,11 @@ class FinetuneConfig(Settings):
     num_workers: Natural = 0  # processes that load images
 
     def __post_init__(self) -> None:
-        """Refuse values out of range, and estimators without the probes or rows they need."""
         super().__post_init__()
+        passes = self.gradient_accumulation_steps
         if self.estimator in ("unbiased", "jackknife") and self.num_probes < 2:
             raise ValueError(f"num_probes must be at least 2 for the {self.estimator} estimator; got {self.num_probes}")
-        if self.estimator != "ratio" and self.gradient_accumulation_steps > 1:
-            passes = self.gradient_accumulation_steps
+        if self.estimator != "ratio" and passes > 1:
             raise ValueError(f"gradient_accumulation_steps must be 1 for the {self.estimator} estimator; got {passes}")
 
     @property

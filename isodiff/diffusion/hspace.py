@@ -1,36 +1,35 @@
-"""The semantic latent space H: the bottleneck of a diffusers U-Net (Kwon et al. 2023), without its decoder."""
+"""The semantic latent space H: the bottleneck of a diffusers U-Net (Kwon et al. 2023), without its decoder.
+
+Here and in all that samples or inverts, a `FixedPrompt` may stand for the `UNet2DModel`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
+from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from isodiff.diffusion.latent import latent_shape
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
-    from diffusers import UNet2DConditionModel, UNet2DModel
-
-    from isodiff.diffusion.prompt import FixedPrompt
-
-
-def encode(unet: UNet2DModel | FixedPrompt, x: Tensor, t: Tensor | int) -> Tensor:
+def encode(unet: UNet2DModel, x: Tensor, t: Tensor | int) -> Tensor:
     """Map noise to the bottleneck, h = e_θ(x_t, t): the encoder that Eq. 6 of Hahm et al. 2024 regularises.
 
     Runs conv_in, the down blocks and the mid block of the U-Net on x_t (B, C, H, W) and stops; t is one step for all
     rows, or (B,) steps. Returns features (B, C', H', W'), the output of `unet.mid_block`.
     """
     check_encoder(unet)
-    embedding = getattr(unet, "embedding", None)  # of a fixed prompt
-    context = {} if embedding is None else {"encoder_hidden_states": embedding.to(x.dtype).expand(len(x), -1, -1)}
-    unet = _plain(unet)
-    channels = unet.config.in_channels
-    if x.ndim != 4 or x.shape[1] != channels:
-        raise ValueError(f"x must have shape (B, {channels}, H, W) for this U-Net; got {tuple(x.shape)}")
+    prompt, unet = getattr(unet, "embedding", None), getattr(unet, "unet", unet)  # of a `FixedPrompt`
+
+    def context_of(block: nn.Module) -> dict[str, Tensor]:
+        attends = prompt is not None and getattr(block, "has_cross_attention", False)
+        return {"encoder_hidden_states": prompt.to(x.dtype).expand(len(x), -1, -1)} if attends else {}
+
+    if x.ndim != 4 or x.shape[1] != unet.config.in_channels:
+        raise ValueError(f"x must have shape (B, {unet.config.in_channels}, H, W) for this U-Net; got {tuple(x.shape)}")
     t = torch.as_tensor(t, device=x.device)
     if t.ndim > 1 or (t.ndim == 1 and len(t) not in (1, len(x))):
         raise ValueError(f"t must be one step or one per row ({len(x)}); got shape {tuple(t.shape)}")
@@ -42,11 +41,11 @@ def encode(unet: UNet2DModel | FixedPrompt, x: Tensor, t: Tensor | int) -> Tenso
         if hasattr(block, "skip_conv"):  # the NCSN++ blocks carry a second, downsampled copy of the input
             hidden, _, skip = block(hidden, embedding, skip)
         else:
-            hidden, _ = block(hidden, embedding, **(context if _reads_prompt(block) else {}))
-    return unet.mid_block(hidden, embedding, **(context if _reads_prompt(unet.mid_block) else {}))
+            hidden, _ = block(hidden, embedding, **context_of(block))
+    return unet.mid_block(hidden, embedding, **context_of(unet.mid_block))
 
 
-def bottleneck_shape(unet: UNet2DModel | FixedPrompt) -> tuple[int, int, int]:
+def bottleneck_shape(unet: UNet2DModel) -> tuple[int, int, int]:
     """Return the shape (C', H', W') of h, by one evaluation of the encoder at zero."""
     devices = [unet.device] if unet.device.type == "cuda" else []
     with torch.no_grad(), torch.random.fork_rng(devices):  # dropout draws nothing from the caller's random numbers
@@ -55,7 +54,7 @@ def bottleneck_shape(unet: UNet2DModel | FixedPrompt) -> tuple[int, int, int]:
 
 
 @contextmanager
-def bottleneck_hook(unet: UNet2DModel | FixedPrompt, edit: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+def bottleneck_hook(unet: UNet2DModel, edit: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
     """Pass every h (B, C', H', W') that the model computes inside the `with` block through a function.
 
     What `edit` returns goes on to the decoder in the place of h; None leaves h. Afterwards the model is as before.
@@ -68,41 +67,27 @@ def bottleneck_hook(unet: UNet2DModel | FixedPrompt, edit: Callable[[Tensor], Te
         handle.remove()
 
 
-def check_latents(unet: UNet2DModel | FixedPrompt, x: Tensor, name: str) -> None:
+def check_latents(unet: UNet2DModel, x: Tensor, name: str) -> None:
     """Raise ValueError unless x is a finite batch (B, C, H, W) of the channels and size that the model was made for."""
     expected = (unet.config.in_channels, "H", "W") if unet.config.sample_size is None else latent_shape(unet)
-    fits = x.ndim == 4 and len(x) > 0
-    if not fits or any(isinstance(e, int) and e != n for e, n in zip(expected, x.shape[1:], strict=True)):
-        raise ValueError(
-            f"{name} must have the shape (B, {', '.join(map(str, expected))}) of this model; got {tuple(x.shape)}"
-        )
+    if x.ndim != 4 or len(x) == 0 or any(e not in (n, "H", "W") for e, n in zip(expected, x.shape[1:], strict=True)):
+        needed = ", ".join(map(str, expected))
+        raise ValueError(f"{name} must have the shape (B, {needed}) of this model; got {tuple(x.shape)}")
     if not x.is_floating_point() or not x.isfinite().all():
-        raise ValueError(
-            f"{name} must be floating-point and finite; got {x.dtype}, {int((~x.isfinite()).sum())} values not finite"
-        )
+        got = f"{x.dtype}, {int((~x.isfinite()).sum())} values not finite"
+        raise ValueError(f"{name} must be floating-point and finite; got {got}")
 
 
-def check_encoder(unet: UNet2DModel | FixedPrompt) -> None:
+def check_encoder(unet: UNet2DModel) -> None:
     """Raise unless `encode` can read the bottleneck of this model."""
     if type(unet).__name__ == "UNet2DConditionModel":
-        raise ValueError(
-            "a UNet2DConditionModel is a map of noise only once its prompt is fixed; wrap the pipeline in with_prompt"
-        )
-    unet = _plain(unet)
+        advice = "wrap the pipeline in with_prompt"
+        raise ValueError(f"a UNet2DConditionModel is a map of noise only once its prompt is fixed; {advice}")
+    unet = getattr(unet, "unet", unet)  # of a `FixedPrompt`
     needed = ("conv_in", "time_proj", "time_embedding", "down_blocks", "config")
-    missing = [name for name in needed if not hasattr(unet, name)]
-    if missing:
+    if missing := [name for name in needed if not hasattr(unet, name)]:
         raise TypeError(f"expected a diffusers UNet2DModel; {type(unet).__name__} has no {', '.join(missing)}")
     if getattr(unet, "mid_block", None) is None:
         raise ValueError("the U-Net has no mid block, so it has no bottleneck h; mid_block is None, expected a module")
     if getattr(unet, "class_embedding", None) is not None:
         raise ValueError("the U-Net is class-conditional; expected an unconditional UNet2DModel")
-
-
-def _plain(unet: UNet2DModel | FixedPrompt) -> UNet2DModel | UNet2DConditionModel:
-    """Return the diffusers model inside a fixed prompt."""
-    return unet.unet if hasattr(unet, "guidance_scale") else unet
-
-
-def _reads_prompt(block: nn.Module) -> bool:
-    return getattr(block, "has_cross_attention", False)

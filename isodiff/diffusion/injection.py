@@ -7,28 +7,22 @@ of its own h_t, at the steps t ≥ t_edit. There are two ways to blend:
     slerp  h̃ = slerp(h, h' ‖h‖ / ‖h'‖, γ)          (Jeong et al. 2024, InjectFusion, with γ ≈ 0.3)
 
 The second keeps the norm of h. An edit of the whole noise estimate nearly cancels, as it moves the estimate of x₀ and
-the direction back to x_t against each other (Kwon et al. 2023). Hence the asymmetric step, as in InjectFusion, which
-takes only the first from the edited model:
-
-    x_s = √ᾱ_s x̂₀(x_t, h̃_t) + √(1 − ᾱ_s) ε_θ(x_t, h_t).
-
-InjectFusion's calibration of the latents and its noise at the last steps are left out.
+the direction back to x_t against each other (Kwon et al. 2023). Hence the asymmetric step of InjectFusion (without its
+calibration and noise), x_s = √ᾱ_s x̂₀(x_t, h̃_t) + √(1 − ᾱ_s) ε_θ(x_t, h_t), takes only x̂₀ from the edited model.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import torch
+from diffusers import SchedulerMixin, UNet2DModel
 from torch import Tensor
 
 from isodiff.diffusion.hspace import bottleneck_hook, check_latents
-from isodiff.diffusion.process import check_steps, ddim_scheduler, ddim_trajectory
+from isodiff.diffusion.process import NoiseSchedule, ddim_step, ddim_trajectory, predict
 from isodiff.geometry import slerp
-
-if TYPE_CHECKING:
-    from diffusers import DDIMScheduler, SchedulerMixin, UNet2DModel
 
 Form = Literal["add", "slerp"]
 
@@ -49,9 +43,8 @@ def inject(
     """Sample the receiver with the donor's bottleneck features blended into its own.
 
     Latents are (B, C, H, W), and may come from `invert`. γ is any finite number for "add", 0 … 1 for "slerp", which is
-    of a row's whole feature map. Features are blended at steps t ≥ t_edit (InjectFusion: 400 to 500), and only the
-    estimate of x₀ is taken from the edited model, unless `asymmetric` is false. Cost: at most 3 · num_steps
-    evaluations, or 2 · num_steps if not asymmetric.
+    of a row's whole feature map; InjectFusion's `t_edit` is 400 to 500. Without `asymmetric` the edited model takes the
+    whole step. Cost: at most 3 · num_steps evaluations, or 2 · num_steps if not asymmetric.
     """
     check_latents(unet, x_T, "x_T")
     check_latents(unet, x_T_donor, "x_T_donor")
@@ -63,28 +56,27 @@ def inject(
         raise ValueError(f"gamma must be finite; got {gamma}")
     if form == "slerp" and not 0 <= gamma <= 1:
         raise ValueError(f"gamma must lie in [0, 1] in the form 'slerp'; got {gamma}")
-    check_steps(scheduler, t_edit)
-    ddim = ddim_scheduler(scheduler, num_steps)
+    schedule = NoiseSchedule.of(scheduler)
+    schedule.check_steps(t_edit)
     donor = ddim_trajectory(unet, scheduler, x_T_donor, num_steps)
 
-    def predict_edited(x: Tensor, t: Tensor) -> Tensor:
+    def predict_edited(x: Tensor, t: int) -> Tensor:
         features: list[Tensor] = []
         with bottleneck_hook(unet, features.append):  # append returns None: the donor's h stays as it is
             next(donor)
         with bottleneck_hook(unet, lambda h: blend(h, features[0], gamma, form)):
-            return unet(x, t).sample
+            return predict(unet, x, t)
 
     x = x_T
-    for t in ddim.timesteps:
-        editing = bool(t >= t_edit)
-        edited = predict_edited(x, t) if editing else None
-        prediction = unet(x, t).sample if asymmetric or not editing else edited
-        step = ddim.step(prediction, t, x)
-        if editing and asymmetric:
-            clean = ddim.step(edited, t, x).pred_original_sample
-            x = step.prev_sample + _sqrt_alpha_bar(ddim, t) * (clean - step.pred_original_sample)
+    for t, s in schedule.steps(num_steps):
+        edited = predict_edited(x, t) if t >= t_edit else None
+        if edited is None:
+            x = ddim_step(schedule, predict(unet, x, t), x, t, s)
+        elif asymmetric:
+            clean, _ = schedule.split(edited, x, t)
+            x = ddim_step(schedule, predict(unet, x, t), x, t, s, clean)
         else:
-            x = step.prev_sample
+            x = ddim_step(schedule, edited, x, t, s)
     return x
 
 
@@ -94,9 +86,3 @@ def blend(h: Tensor, donor: Tensor, gamma: float, form: Form) -> Tensor:
         return h + gamma * donor
     norm, donor_norm = (features.flatten(1).norm(dim=1).view(-1, *[1] * (h.ndim - 1)) for features in (h, donor))
     return slerp(h, donor * (norm / donor_norm), gamma)
-
-
-def _sqrt_alpha_bar(ddim: DDIMScheduler, t: Tensor) -> Tensor:
-    """√ᾱ_s where the step from t leads, as `DDIMScheduler.step` takes it."""
-    s = t - ddim.config.num_train_timesteps // ddim.num_inference_steps
-    return (ddim.alphas_cumprod[s] if s >= 0 else ddim.final_alpha_cumprod).sqrt()

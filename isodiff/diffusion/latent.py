@@ -1,32 +1,25 @@
 r"""Latent diffusion (Rombach et al. 2022): between images and what the U-Net is trained on.
 
 A frozen autoencoder maps an image x to a latent z = s · E(x) and back, x ≈ D(z / s); the diffusion, its noise sphere
-and the isometry term then live in the space of z. `s` is the autoencoder's `scaling_factor`, which brings z to about
-unit variance. A model of pixels is the case E = D = identity. A KL autoencoder encodes to the mean of its posterior,
-not to a draw from it; a VQ autoencoder rounds to its code book when it decodes, which diffusers differentiates as if it
-were the identity.
+and the isometry term live in the space of z. `scaling_factor` s brings z to about unit variance; for a model of pixels
+E = D = identity. A KL autoencoder encodes to the mean of its posterior, not to a draw from it; a VQ autoencoder rounds
+to its code book when it decodes, which diffusers differentiates as if it were the identity.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DModel, VQModel
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DModel, VQModel
-
-    Autoencoder = AutoencoderKL | VQModel
+Autoencoder = AutoencoderKL | VQModel
 
 
 def autoencoder_of(pipeline: DiffusionPipeline) -> Autoencoder | None:
     """Return the autoencoder of a latent-diffusion pipeline, or None where the U-Net works on pixels."""
     autoencoder = getattr(pipeline, "vqvae", None) or getattr(pipeline, "vae", None)
-    if autoencoder is not None and autoencoder.config.get("shift_factor"):
-        raise ValueError(
-            f"the autoencoder has shift_factor = {autoencoder.config.shift_factor}; expected one whose latents are "
-            "only scaled, such as LDM's or Stable Diffusion's"
-        )
+    if autoencoder is not None and (shift := autoencoder.config.get("shift_factor")):
+        needed = "one whose latents are only scaled, such as LDM's or Stable Diffusion's"
+        raise ValueError(f"the autoencoder has shift_factor = {shift}; expected {needed}")
     return autoencoder
 
 
@@ -61,5 +54,10 @@ def image_shape(pipeline: DiffusionPipeline) -> tuple[int, int, int]:
     autoencoder, (channels, height, width) = autoencoder_of(pipeline), latent_shape(pipeline.unet)
     if autoencoder is None:
         return channels, height, width
-    factor = 2 ** (len(autoencoder.config.block_out_channels) - 1)
+    factor = downsampling(autoencoder)
     return autoencoder.config.out_channels, factor * height, factor * width
+
+
+def downsampling(autoencoder: Autoencoder) -> int:
+    """Return the side of an image over that of its latent."""
+    return 2 ** (len(autoencoder.config.block_out_channels) - 1)

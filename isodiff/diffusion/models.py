@@ -1,7 +1,6 @@
 """Diffusion models: the published ones and all architectures as data; built, loaded and saved as diffusers pipelines.
 
-A model of ours is a directory that `diffusers.DiffusionPipeline.from_pretrained` opens without this package. Weights of
-published ones come from the Hugging Face hub; what runs on them is tested on the same layers with random weights.
+Weights of published ones come from the hub; what runs on them is tested on the same layers with random weights.
 """
 
 from __future__ import annotations
@@ -9,17 +8,30 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import diffusers
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DiffusionPipeline, LDMPipeline, UNet2DModel, VQModel
+from diffusers import (
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    LDMPipeline,
+    SchedulerMixin,
+    UNet2DModel,
+    VQModel,
+)
 from diffusers.utils import logging
 
+from isodiff.diffusion.latent import Autoencoder, downsampling
+from isodiff.diffusion.process import NoiseSchedule
 from isodiff.files import data_directory
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
 
 
 class PublishedModel(NamedTuple):
@@ -29,7 +41,6 @@ class PublishedModel(NamedTuple):
     latent: tuple[int, int, int]
     h: tuple[int, int, int]
     revision: str | None = None  # the commit to load; None: the newest, not pinned
-    scaling_factor: float | None = None  # replaces that of the autoencoder's configuration
 
 
 _PIXELS_256 = ("ddpm-256", (3, 256, 256), (512, 8, 8))
@@ -45,10 +56,7 @@ PUBLISHED: dict[str, PublishedModel] = {
     "google/ddpm-ema-church-256": PublishedModel(*_PIXELS_256),
     "google/ddpm-ema-bedroom-256": PublishedModel(*_PIXELS_256, "95b78f0a84119732446c4eddbcbfc28d3744f1fc"),
     "CompVis/ldm-celebahq-256": PublishedModel(  # Tab. I
-        # Its configuration does not name the factor, so that diffusers fills in that of Stable Diffusion, and samples
-        # come out washed out (huggingface/diffusers, discussion 6725). The model was trained on unscaled latents.
         *("ldm-256", (3, 64, 64), (896, 8, 8), "03978f22272a3c2502da709c3940e227c9714bdd"),
-        scaling_factor=1.0,
     ),
 }
 """Models by their name on the hub. Pinned revisions are commits seen there; one without awaits whoever is online."""
@@ -59,48 +67,33 @@ def _unet(
 ) -> dict[str, Any]:
     """Return the settings of a U-Net with attention at some of its levels, and at the bottleneck."""
     kinds = ["Attn" if level in attention else "" for level in range(len(widths))]
-    return {
-        **{"sample_size": size, "in_channels": channels, "out_channels": channels, "block_out_channels": widths},
-        "down_block_types": tuple(f"{kind}DownBlock2D" for kind in kinds),
-        "up_block_types": tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
-        **options,
-    }
+    down, up = [f"{kind}DownBlock2D" for kind in kinds], [f"{kind}UpBlock2D" for kind in reversed(kinds)]
+    sides = {"sample_size": size, "in_channels": channels, "out_channels": channels, "block_out_channels": widths}
+    return {**sides, "down_block_types": tuple(down), "up_block_types": tuple(up), **options}
 
 
-_SMALL = {"layers_per_block": 1, "norm_num_groups": 8}
-_LARGE = {"layers_per_block": 2, "norm_num_groups": 32}
-_DDPM = {  # the layers of Ho et al. 2020, as converted for diffusers
-    **_LARGE,
-    **{
-        "attention_head_dim": None,
-        "downsample_padding": 0,
-        "flip_sin_to_cos": False,
-        "freq_shift": 1,
-        "norm_eps": 1e-6,
-    },
-}
+_small = partial(_unet, layers_per_block=1, norm_num_groups=8)
+_large = partial(_unet, layers_per_block=2, norm_num_groups=32)
+_ddpm = partial(  # the layers of Ho et al. 2020, as converted for diffusers
+    _large, attention_head_dim=None, downsample_padding=0, flip_sin_to_cos=False, freq_shift=1, norm_eps=1e-6
+)
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "faces32": _unet(32, 3, (16, 48, 64, 96), **_SMALL, attention_head_dim=24),
-    "digits16": _unet(16, 1, (24, 48, 48), **_SMALL, attention_head_dim=16),
-    "faces16": _unet(16, 3, (16, 32, 32), **_SMALL, attention_head_dim=16),
-    "latent16": _unet(16, 4, (32, 48, 64), **_SMALL, attention_head_dim=16),
-    "ddpm-32": _unet(32, 3, (128, 256, 256, 256), attention=(1,), **_DDPM),
-    "ddpm-256": _unet(256, 3, (128, 128, 256, 256, 512, 512), attention=(4,), **_DDPM),
-    "ldm-256": _unet(64, 3, (224, 448, 672, 896), attention=(1, 2, 3), **_LARGE, attention_head_dim=32),
+    "faces32": _small(32, 3, (16, 48, 64, 96), attention_head_dim=24),
+    "digits16": _small(16, 1, (24, 48, 48), attention_head_dim=16),
+    "faces16": _small(16, 3, (16, 32, 32), attention_head_dim=16),
+    "latent16": _small(16, 4, (32, 48, 64), attention_head_dim=16),
+    "ddpm-32": _ddpm(32, 3, (128, 256, 256, 256), attention=(1,)),
+    "ddpm-256": _ddpm(256, 3, (128, 128, 256, 256, 512, 512), attention=(4,)),
+    "ldm-256": _large(64, 3, (224, 448, 672, 896), attention=(1, 2, 3), attention_head_dim=32),
 }
 """`UNet2DModel` settings: the first four are trained here, `latent16` on latents; the others are published."""
 
 AUTOENCODERS: dict[str, dict[str, Any]] = {
     "ldm-256": {
-        "down_block_types": ("DownEncoderBlock2D",) * 3,
-        "up_block_types": ("UpDecoderBlock2D",) * 3,
-        "block_out_channels": (128, 256, 512),
-        "layers_per_block": 2,
-        "latent_channels": 3,
-        "num_vq_embeddings": 8192,
-        "sample_size": 256,
-        "scaling_factor": 1.0,
+        **{"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3},
+        **{"block_out_channels": (128, 256, 512), "layers_per_block": 2, "sample_size": 256},
+        **{"latent_channels": 3, "num_vq_embeddings": 8192, "scaling_factor": 1.0},
     }
 }
 """`VQModel` settings of the published latent diffusion."""
@@ -111,11 +104,7 @@ PIPELINES = ("DDPMPipeline", "DDIMPipeline", "LDMPipeline", "StableDiffusionPipe
 def build_unet(
     architecture: str, *, resolution: int | None = None, channels: int | None = None, seed: int = 0
 ) -> UNet2DModel:
-    """Build a U-Net of a key of `ARCHITECTURES`, its weights drawn from `seed`.
-
-    Side and channels of what it denoises are the architecture's own by default; the side is a multiple of 2 to the
-    number of downsamplings.
-    """
+    """Build a U-Net of a key of `ARCHITECTURES`, of its side and channels by default; `seed` draws the weights."""
     if architecture not in ARCHITECTURES:
         raise ValueError(f"unknown architecture {architecture!r}; accepted: {', '.join(ARCHITECTURES)}")
     settings = dict(ARCHITECTURES[architecture])
@@ -134,30 +123,23 @@ def build_pipeline(
     *,
     resolution: int | None = None,
     channels: int | None = None,
-    autoencoder: AutoencoderKL | VQModel | None = None,
+    autoencoder: Autoencoder | None = None,
     seed: int = 0,
 ) -> DDPMPipeline | LDMPipeline:
     """Build an untrained model with the linear schedule of Ho et al. 2020 (T = 1000, β from 10⁻⁴ to 0.02).
 
-    An autoencoder makes it a latent-diffusion model, whose side and channels are the latents' by default; the published
-    one comes with its own, untrained. Otherwise as `build_unet`.
+    An autoencoder makes it a latent-diffusion model; the published one comes with its own, untrained.
     """
     if autoencoder is None and architecture in AUTOENCODERS:
         autoencoder = _seeded(VQModel, AUTOENCODERS[architecture], seed)
+    if autoencoder is not None:
+        resolution = resolution or autoencoder.config.sample_size // downsampling(autoencoder)
+        channels = channels or autoencoder.config.latent_channels
+    unet = build_unet(architecture, resolution=resolution, channels=channels, seed=seed)
+    # Trailing spacing lets every sampler start at t = T−1, where x_t is pure noise. Estimates of x₀ are clipped, as Ho
+    # et al. do: at t near T they divide a small error of ε_θ by √ᾱ_t, 0.006 at the end. Latents hardly exceed 4.
     if autoencoder is None:
-        unet = build_unet(architecture, resolution=resolution, channels=channels, seed=seed)
-        # Trailing spacing lets every sampler start at t = T−1, where x_t is pure noise. Estimates of x₀ are clipped, as
-        # Ho et al. do: at t near T they divide a small error of ε_θ by √ᾱ_t, 0.006 at the end.
-        scheduler = DDPMScheduler(clip_sample=True, timestep_spacing="trailing")
-        return DDPMPipeline(unet=unet, scheduler=scheduler)
-    factor = 2 ** (len(autoencoder.config.block_out_channels) - 1)
-    unet = build_unet(
-        architecture,
-        resolution=resolution or autoencoder.config.sample_size // factor,
-        channels=channels or autoencoder.config.latent_channels,
-        seed=seed,
-    )
-    # Latents of unit variance hardly exceed 4. Without a clip, samples drift out of their range at t near T, as above.
+        return DDPMPipeline(unet=unet, scheduler=DDPMScheduler(clip_sample=True, timestep_spacing="trailing"))
     scheduler = DDIMScheduler(clip_sample=True, clip_sample_range=4.0, timestep_spacing="trailing")
     return LDMPipeline(vqvae=autoencoder, unet=unet, scheduler=scheduler)
 
@@ -168,32 +150,61 @@ def _seeded(kind: type, settings: dict[str, Any], seed: int) -> UNet2DModel | VQ
         return kind(**settings)
 
 
-def load_pipeline(source: str | Path) -> DiffusionPipeline:
+def load_pipeline(source: str | Path, *, scheduler: SchedulerMixin | None = None) -> DiffusionPipeline:
     """Load a model from a directory, from what this project ships, or from the hub, in float32.
 
-    `source` is a directory that holds `model_index.json`; a shipped name such as "faces32/base"; a published name such
-    as "google/ddpm-celebahq-256" (see `PUBLISHED`); or "hub:OWNER/NAME". The latter two may end in @REVISION, a commit,
-    tag or branch; a published model has one by default. Weights are read from safetensors; where a published model has
-    nothing but pickles, torch reads them restricted to tensors. A name that nothing has is a FileNotFoundError, a hub
-    out of reach a ConnectionError that tells how to fetch the model elsewhere.
+    `source` is a directory; a shipped name such as "faces32/base"; a published name such as "google/ddpm-celebahq-256"
+    (see `PUBLISHED`); or "hub:OWNER/NAME". The latter two may end in @REVISION, a commit, tag or branch; a published
+    model has one by default. A directory is a pipeline of diffusers (`model_index.json`), or holds a U-Net alone: one
+    saved by itself, or a training checkpoint with a folder `unet`. Such a U-Net gets the `scheduler` given, the one
+    stored beside it, or DDPM's default, as a warning tells. Weights may be safetensors or pickles, which torch reads
+    restricted to tensors, whole or in shards, and of a single variant such as fp16. A name that nothing has is a
+    FileNotFoundError, a hub out of reach a ConnectionError that tells how to fetch the model elsewhere.
     """
-    shipped = data_directory() / "checkpoints"
-    path = next((p for p in (Path(source), shipped / source) if (p / "model_index.json").is_file()), None)
-    if path is not None:
-        return _open(path, path.name, use_safetensors=True, local_files_only=True)
-    name, _, pinned = str(source).removeprefix("hub:").partition("@")
-    published = PUBLISHED.get(name)
-    if published is None and not str(source).startswith("hub:"):
-        names = sorted(str(p.parent.relative_to(shipped)) for p in shipped.glob("*/*/model_index.json"))
-        raise FileNotFoundError(
-            f"no diffusers pipeline at {str(source)!r}: expected a directory with model_index.json, one shipped here "
-            f"({', '.join(names)}), one published ({', '.join(PUBLISHED)}), or hub:OWNER/NAME"
-        )
-    revision = pinned or (published.revision if published else None)
-    pipeline = _open(_fetch(name, revision), name, local_files_only=True)
-    if published is not None and published.scaling_factor is not None:
-        pipeline.vqvae.register_to_config(scaling_factor=published.scaling_factor)
+    path = local_model(source)
+    if path is None:
+        name, _, pinned = str(source).removeprefix("hub:").partition("@")
+        published = PUBLISHED.get(name)
+        if published is None and not str(source).startswith("hub:"):
+            shipped = data_directory() / "checkpoints"
+            names = sorted(str(p.parent.relative_to(shipped)) for p in shipped.glob("*/*/model_index.json"))
+            raise FileNotFoundError(
+                f"no diffusers model at {str(source)!r}: expected a directory with model_index.json or a U-Net, one "
+                f"shipped here ({', '.join(names)}), one published ({', '.join(PUBLISHED)}), or hub:OWNER/NAME"
+            )
+        path = _fetch(name, pinned or (published.revision if published else None))
+    try:
+        with _quiet():
+            whole = (path / "model_index.json").is_file()
+            pipeline = _open_pipeline(path) if whole else _open_unet(path, scheduler)
+        if scheduler is not None:
+            pipeline.scheduler = scheduler
+        NoiseSchedule.of(pipeline.scheduler)
+        channels, made = pipeline.unet.config.in_channels, pipeline.unet.config.out_channels
+        if made not in (channels, 2 * channels):
+            raise ValueError(f"its U-Net makes {made} channels of {channels}; expected {channels} or {2 * channels}")
+    except Exception as error:  # diffusers, safetensors and json each raise their own
+        raise ValueError(f"cannot load the model in {str(source)!r}: {error}") from error
     return pipeline
+
+
+def local_model(source: str | Path) -> Path | None:
+    """Return the directory of a model that is on this machine, given its path or its shipped name; None if none is."""
+    for path in (Path(source).expanduser(), data_directory() / "checkpoints" / source):
+        if path.is_file():
+            convert = f"diffusers.StableDiffusionPipeline.from_single_file({str(path)!r}).save_pretrained(FOLDER)"
+            raise ValueError(f"{path} is one file; expected a directory, which this writes: {convert}")
+        if path.is_dir():
+            return path
+    return None
+
+
+def model_name(source: str | Path) -> str:
+    """Return one name for a model however it is spelled: its shipped one, its absolute path, or that on the hub."""
+    if (path := local_model(source)) is None:
+        return str(source).removeprefix("hub:")
+    path, shipped = path.resolve(), (data_directory() / "checkpoints").resolve()
+    return path.relative_to(shipped).as_posix() if path.is_relative_to(shipped) else str(path)
 
 
 def _fetch(name: str, revision: str | None) -> Path:
@@ -203,63 +214,102 @@ def _fetch(name: str, revision: str | None) -> Path:
 
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise FileNotFoundError(f"{name!r} is no name of a model on the hub; expected OWNER/NAME")
-    try:
+    with suppress(OSError, ValueError):  # not in the cache
         return Path(DiffusionPipeline.download(name, revision=revision, local_files_only=True))
-    except (OSError, ValueError):
-        pass  # not in the cache
     command = f"hf download {name}" + (f" --revision {revision}" if revision else "")
+    advice = f"where there is a network: {command}, then name the folder that it prints"
     if is_offline_mode():
-        raise ConnectionError(
-            f"{name} is not in the cache and HF_HUB_OFFLINE is set; where there is a network: {command}"
-        )
+        raise ConnectionError(f"{name} is not in the cache and HF_HUB_OFFLINE is set; {advice}")
     try:  # this fails at once where a download would try again and again
         model_info(name, revision=revision, timeout=10.0)
-    except errors.RevisionNotFoundError as error:
-        raise FileNotFoundError(f"the hub has no revision {revision!r} of {name!r}") from error
-    except errors.RepositoryNotFoundError as error:
-        raise FileNotFoundError(f"the hub has no model {name!r}, or not for everybody") from error
+    except (errors.RevisionNotFoundError, errors.RepositoryNotFoundError) as error:
+        at = f" at revision {revision!r}" if revision else ""
+        raise FileNotFoundError(f"the hub has no model {name!r}{at}, or not for everybody") from error
     except Exception as error:  # the hub's client raises whatever its transport does
-        raise ConnectionError(
-            f"{name} is not in the cache and the hub cannot be reached ({type(error).__name__}); where there is a "
-            f"network: {command}, then name the folder that it prints"
-        ) from error
+        problem = f"{name} is not in the cache and the hub cannot be reached ({type(error).__name__})"
+        raise ConnectionError(f"{problem}; {advice}") from error
     return Path(DiffusionPipeline.download(name, revision=revision))
 
 
-def _open(path: Path, name: str, **options: bool) -> DiffusionPipeline:
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep diffusers from showing a bar for two files, and from telling at length what is an error of one line here."""
     showing, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()  # a bar for two files says nothing
-    logging.set_verbosity_error()  # what weights are missing is an error here, and said in one line
+    logging.disable_progress_bar()
+    logging.set_verbosity(50)  # critical
     try:
-        kind = json.loads((path / "model_index.json").read_text())["_class_name"]
-        if kind in PIPELINES:
-            pipeline = DiffusionPipeline.from_pretrained(path, **options)
-            parts = {key: part for key, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
-            lacking = [f"{key}.{p}" for key, part in parts.items() for p, w in part.named_parameters() if w.is_meta]
-            if lacking:  # diffusers found no weights for some layers, and left them without
-                raise ValueError(f"its files lack {len(lacking)} weights, such as {lacking[0]}")
-            return pipeline
-    except Exception as error:  # diffusers, safetensors and json each raise their own
-        raise ValueError(f"cannot load the pipeline in {name!r}: {error}; copy or train it again") from error
+        yield
     finally:
         logging.set_verbosity(verbosity)
         if showing:
             logging.enable_progress_bar()
-    raise ValueError(f"{name!r} holds a {kind}; accepted are {', '.join(PIPELINES)}")
+
+
+def _open_pipeline(path: Path) -> DiffusionPipeline:
+    kind = json.loads((path / "model_index.json").read_text())["_class_name"]
+    if kind not in PIPELINES:
+        raise ValueError(f"it holds a {kind}; accepted are {', '.join(PIPELINES)}")
+    pipeline = DiffusionPipeline.from_pretrained(path, variant=_variant(path / "unet"), local_files_only=True)
+    parts = {key: part for key, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    lacking = [f"{key}.{name}" for key, part in parts.items() for name, w in part.named_parameters() if w.is_meta]
+    if lacking:  # diffusers found no weights for some layers, and left them without
+        raise ValueError(f"its files lack {len(lacking)} weights, such as {lacking[0]}")
+    # Models older than the factor were trained on unscaled latents, but diffusers fills in that of Stable Diffusion, so
+    # that samples of CompVis/ldm-celebahq-256 come out washed out (huggingface/diffusers, discussion 6725).
+    vqvae = getattr(pipeline, "vqvae", None)
+    if isinstance(vqvae, VQModel) and "scaling_factor" not in json.loads((path / "vqvae/config.json").read_text()):
+        vqvae.register_to_config(scaling_factor=1.0)
+    return pipeline.to(torch.float32)
+
+
+def _open_unet(path: Path, scheduler: SchedulerMixin | None) -> DDPMPipeline:
+    """Open a U-Net saved by itself, or the one of a training checkpoint, with a scheduler."""
+    folder = next((place for place in (path, path / "unet") if (place / "config.json").is_file()), None)
+    if folder is None:
+        found = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
+        build = "unet.load_state_dict(torch.load(FILE, weights_only=True)); unet.save_pretrained(FOLDER)"
+        raise ValueError(
+            f"it holds {found}; expected model_index.json, a folder unet, or config.json with weights; of weights "
+            f"without a configuration build the U-Net that was trained, then {build}"
+        )
+    kind = json.loads((folder / "config.json").read_text()).get("_class_name")
+    if kind != "UNet2DModel":
+        raise ValueError(f"it holds a {kind} alone; accepted are a UNet2DModel, and pipelines {', '.join(PIPELINES)}")
+    unet = UNet2DModel.from_pretrained(folder, variant=_variant(folder), local_files_only=True).to(torch.float32)
+    if (path / "unet_ema").is_dir() and folder != path:
+        warnings.warn(f"{path}: opening unet; its moving average is opened by {path / 'unet_ema'}", stacklevel=3)
+    if scheduler is None:
+        places = [place / "scheduler" / "scheduler_config.json" for place in (path, path.parent)]
+        if (stored := next(filter(Path.is_file, places), None)) is not None:
+            scheduler = getattr(diffusers, json.loads(stored.read_text())["_class_name"]).from_pretrained(stored.parent)
+        else:
+            scheduler = DDPMScheduler()
+            told = f"{path} stores no scheduler; taking DDPM's default, 1000 steps with beta from 1e-4 to 0.02, linear"
+            warnings.warn(told, stacklevel=3)
+    return DDPMPipeline(unet=unet, scheduler=scheduler)
+
+
+def _variant(folder: Path) -> str | None:
+    """Return the suffix that all weight files of a folder carry, such as fp16; None where some carry none."""
+    name = r"diffusion_pytorch_model(-\d+-of-\d+)?(?:\.(\w+))?(-\d+-of-\d+)?\.(safetensors|bin)"
+    found = {match[2] for file in folder.glob("*") if (match := re.fullmatch(name, file.name))}
+    if not found:
+        raise ValueError(f"its {folder.name} has no weights diffusion_pytorch_model.safetensors or .bin")
+    if None in found:
+        return None
+    if len(found) > 1:
+        raise ValueError(f"it holds the variants {', '.join(sorted(found))}; keep the files of one")
+    return found.pop()
 
 
 def save_pipeline(pipeline: DiffusionPipeline, path: str | Path, *, half: bool = False) -> None:
-    """Write a pipeline as a directory that stock diffusers loads; safetensors, and all or nothing.
-
-    `half` stores the weights in float16, at half the size; stock diffusers loads them as float32 again.
-    """
+    """Write a pipeline as a directory that stock diffusers loads, all or nothing; in float16 if `half`."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.save_pretrained(partial, safe_serialization=True)
-    if half:
-        for file in partial.rglob("*.safetensors"):
-            _halve(file)
+    for file in partial.rglob("*.safetensors") if half else ():
+        _halve(file)
     for file in partial.rglob("*.json"):  # the path of the base tells about a machine, not about the model
         config = json.loads(file.read_text())
         if isinstance(config, dict) and config.pop("_name_or_path", None) is not None:
@@ -267,8 +317,7 @@ def save_pipeline(pipeline: DiffusionPipeline, path: str | Path, *, half: bool =
     path.mkdir(parents=True, exist_ok=True)
     # model_index.json, which marks a complete model, is moved last.
     for entry in sorted(partial.iterdir(), key=lambda p: p.name == "model_index.json"):
-        target = path / entry.name
-        if target.is_dir():
+        if (target := path / entry.name).is_dir():
             shutil.rmtree(target)
         entry.replace(target)
     partial.rmdir()

@@ -1,7 +1,6 @@
 r"""Stable Diffusion with the prompt held fixed: then its U-Net is a map of noise alone, like any other here.
 
-With c the embedded prompt and ∅ the embedded negative one, classifier-free guidance of scale w (Ho and Salimans 2022)
-denoises with
+With c the embedded prompt and ∅ the negative one, guidance of scale w (Ho and Salimans 2022) denoises with
 
     ε(x_t, t) = ε_θ(x_t, t, ∅) + w (ε_θ(x_t, t, c) − ε_θ(x_t, t, ∅)),
 
@@ -12,33 +11,24 @@ watch or change h while sampling, w must be 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.unets.unet_2d import UNet2DOutput
-from torch import nn
+from torch import Tensor, nn
 
 from isodiff.diffusion.models import load_pipeline
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    import diffusers
 
 
 class FixedPrompt(nn.Module):
     """A text-conditional U-Net, of ε- or v-prediction, as a function of (x_t, t): the prompt is part of the map.
 
-    Its weights are shared, not copied. `embedding` and `negative` are the embedded prompts c and ∅, (1, L, D); ∅ is
-    needed where the scale w is not 1. At w = 1 the model is evaluated once, otherwise twice.
+    Weights are shared. The embedded prompts c and ∅ are (1, L, D); where w is not 1, ∅ is needed, and costs as much.
     """
 
     def __init__(
-        self,
-        unet: diffusers.UNet2DConditionModel,
-        embedding: torch.Tensor,
-        negative: torch.Tensor | None = None,
-        guidance_scale: float = 1.0,
+        self, unet: UNet2DConditionModel, embedding: Tensor, negative: Tensor | None = None, guidance_scale: float = 1.0
     ) -> None:
         super().__init__()
         if type(unet).__name__ != "UNet2DConditionModel":
@@ -58,17 +48,12 @@ class FixedPrompt(nn.Module):
         self.register_buffer("embedding", embedding.detach().clone(), persistent=False)
         self.register_buffer("negative", None if negative is None else negative.detach().clone(), persistent=False)
 
-    def forward(self, x_t: torch.Tensor, t: torch.Tensor | int) -> UNet2DOutput:
+    def forward(self, x_t: Tensor, t: Tensor | int) -> UNet2DOutput:
         """Return the guided prediction as `.sample`, in the shape of x_t."""
-        conditional = self._predict(x_t, t, self.embedding)
-        if self.guidance_scale == 1:
-            return UNet2DOutput(sample=conditional)
-        free = self._predict(x_t, t, self.negative)
-        return UNet2DOutput(sample=free + self.guidance_scale * (conditional - free))
-
-    def _predict(self, x_t: torch.Tensor, t: torch.Tensor | int, embedding: torch.Tensor) -> torch.Tensor:
-        context = embedding.to(x_t.dtype).expand(len(x_t), -1, -1)
-        return self.unet(x_t, t, encoder_hidden_states=context).sample
+        prompts = [self.embedding] if self.guidance_scale == 1 else [self.embedding, self.negative]
+        contexts = [prompt.to(x_t.dtype).expand(len(x_t), -1, -1) for prompt in prompts]
+        conditional, *free = [self.unet(x_t, t, encoder_hidden_states=context).sample for context in contexts]
+        return UNet2DOutput(sample=free[0] + self.guidance_scale * (conditional - free[0]) if free else conditional)
 
     config = property(lambda self: self.unet.config)
     dtype = property(lambda self: self.unet.dtype)
@@ -78,10 +63,8 @@ class FixedPrompt(nn.Module):
     def mid_block(self) -> nn.Module:
         """The U-Net's bottleneck; under guidance it is evaluated on two branches, and which h is meant is open."""
         if self.guidance_scale != 1:
-            raise ValueError(
-                f"with guidance_scale = {self.guidance_scale} the bottleneck is visited twice a step; "
-                "watch or change h at guidance_scale = 1"
-            )
+            problem = f"with guidance_scale = {self.guidance_scale} the bottleneck is visited twice a step"
+            raise ValueError(f"{problem}; watch or change h at guidance_scale = 1")
         return self.unet.mid_block
 
 
@@ -90,9 +73,9 @@ class PromptedPipeline:
     """A Stable Diffusion pipeline with its prompt fixed, for whatever here takes a pipeline; weights are shared."""
 
     unet: FixedPrompt
-    vae: diffusers.AutoencoderKL
-    scheduler: diffusers.SchedulerMixin
-    pipeline: diffusers.StableDiffusionPipeline
+    vae: AutoencoderKL
+    scheduler: SchedulerMixin
+    pipeline: StableDiffusionPipeline
 
     def save_pretrained(self, path: str, **options: object) -> None:
         """Write the whole pipeline, as diffusers does; the prompt is not part of it."""
@@ -100,20 +83,18 @@ class PromptedPipeline:
 
 
 @torch.no_grad()
-def with_prompt(
-    pipeline: diffusers.StableDiffusionPipeline, prompt: str, *, negative_prompt: str = "", guidance_scale: float = 1.0
-) -> PromptedPipeline:
+def with_prompt(pipeline: StableDiffusionPipeline, prompt: str, *, guidance_scale: float = 1.0) -> PromptedPipeline:
     """Fix the prompt of a Stable Diffusion pipeline; text beyond what its encoder reads is cut off, and it says so."""
     if not hasattr(pipeline, "encode_prompt") or not hasattr(pipeline, "vae"):
         raise TypeError(f"expected a StableDiffusionPipeline; got {type(pipeline).__name__}, which takes no prompt")
     embedding, negative = pipeline.encode_prompt(
-        prompt, pipeline.device, 1, do_classifier_free_guidance=guidance_scale != 1, negative_prompt=negative_prompt
+        prompt, pipeline.device, 1, do_classifier_free_guidance=guidance_scale != 1, negative_prompt=""
     )
     unet = FixedPrompt(pipeline.unet, embedding, negative, guidance_scale)
     return PromptedPipeline(unet, pipeline.vae, pipeline.scheduler, pipeline)
 
 
-def open_model(source: str | Path, prompt: str | None = None) -> diffusers.DiffusionPipeline | PromptedPipeline:
+def open_model(source: str | Path, prompt: str | None = None) -> DiffusionPipeline | PromptedPipeline:
     """Load a model by `load_pipeline`, with its prompt fixed if it takes one, and with none if not."""
     pipeline = load_pipeline(source)
     takes = hasattr(pipeline, "encode_prompt")

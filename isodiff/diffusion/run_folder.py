@@ -1,8 +1,7 @@
 """The folder of a training run: checkpoints while it lasts, the model and its record when it is done.
 
 A checkpoint is one file with its SHA-256, replaced atomically, the last two kept. accelerate's `save_state` does not
-serve: it writes a folder of a file an object, which no single rename replaces, without checksums, and saves the
-optimisers of every run that the accelerator has ever prepared.
+serve: it writes a folder, which no single rename replaces, without checksums.
 """
 
 from __future__ import annotations
@@ -29,17 +28,18 @@ from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from isodiff.diffusion.config import TrainingConfig
-from isodiff.files import require_folder, write_whole
+from isodiff.files import claim_folder, write_whole
 
 RECORD = "training.json"
+CHECKPOINTS = ("checkpoint.pt", "checkpoint.previous.pt", ".checkpoint.pt.partial")
 _FREE = ("command", "checkpoint_every", "num_workers", "gradient_checkpointing")  # they change no bit of the result
 _DIGEST = 32  # bytes of SHA-256, at the beginning of the file
+_ADVICE = "Make room and run the same command again to go on"
 
 
 def require_same_run(there: Mapping[str, Any], now: Mapping[str, Any], place: str) -> None:
     """Refuse what a run with other settings or facts has left, naming all that differ and could change the result."""
-    names = [name for name in {**now, **there} if name not in _FREE and there.get(name) != now.get(name)]
-    if names:
+    if names := [name for name in {**now, **there} if name not in _FREE and there.get(name) != now.get(name)]:
         differ = ", ".join(f"{name} = {there.get(name)!r} there, {now.get(name)!r} now" for name in names)
         advice = "give those, or choose another output, or delete it to start again"
         raise ValueError(f"{place} is of a run with other settings: {differ}; {advice}")
@@ -56,8 +56,8 @@ class TrainingInterrupted(RuntimeError):
 class Checkpoint:
     """The states of a run's parts, its settings and its log, in a file; every method is called by all processes.
 
-    The log is filled again from the file. A new file is written whole before either of the last two is touched: neither
-    a kill nor a full disk costs more than the steps since the last.
+    A new file is written whole before either of the last two is touched: neither a kill nor a full disk costs more than
+    the steps since the last.
     """
 
     def __init__(
@@ -73,9 +73,8 @@ class Checkpoint:
     @property
     def kept(self) -> str:
         """What an interrupted run can go on from, for a message."""
-        if self.last_good is None:
-            return "there is no checkpoint yet"
-        return f"the last good checkpoint is step {self.step}, {self.last_good}"
+        last = f"the last good checkpoint is step {self.step}, {self.last_good}"
+        return last if self.last_good else "there is no checkpoint yet"
 
     def save(self, step: int) -> None:
         """Write the state after so many steps; an OSError of the main process is one on all."""
@@ -88,8 +87,7 @@ class Checkpoint:
                 self.partial.unlink(missing_ok=True)
         if broadcast_object_list(reason)[0] is not None:
             problem = f"the checkpoint of step {step} could not be written to {self.path} ({reason[0]}); {self.kept}"
-            advice = "Make room and run the same command again to go on"
-            raise OSError(f"{problem}, and nothing written before is lost. {advice}")
+            raise OSError(f"{problem}, and nothing written before is lost. {_ADVICE}")
         self.step, self.last_good = step, self.path
 
     def restore(self) -> int:
@@ -104,10 +102,9 @@ class Checkpoint:
                     self._warn(f"{why}; going on from {path}, step {self.step}")
                 break
             refused.append(f"{path} is damaged: its SHA-256 is not the one it was written with")
-        else:
-            if refused:
-                advice = "Put a copy in place, or delete them to start again"
-                raise ValueError(f"no checkpoint is good: {'; '.join(refused)}. {advice}")
+        if refused and self.last_good is None:
+            advice = "Put a copy in place, or delete them to start again"
+            raise ValueError(f"no checkpoint is good: {'; '.join(refused)}. {advice}")
         steps = self.accelerator.gather(torch.tensor([self.step], device=self.accelerator.device)).tolist()
         if len(set(steps)) > 1:
             raise ValueError(f"the processes found steps {steps} at {self.path}; all must read one, on a shared disk")
@@ -130,20 +127,17 @@ class Checkpoint:
             file.flush()
             os.fsync(file.fileno())
         if self.last_good == self.path:  # a damaged file must not take the place of the good one before it
-            self.path.replace(self.previous)
-            self.last_good = self.previous
+            self.last_good = self.path.replace(self.previous)
         self.partial.replace(self.path)
 
     def _load(self, path: Path, payload: bytes) -> None:
-        # on the CPU: each part brings what it takes on to where its own tensors are
-        found = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        found = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)  # each part moves its own
         require_same_run(found["settings"], self.settings, f"the checkpoint {path}")
         try:
             for name, part in self.parts.items():
                 part.load_state_dict(found["parts"][name])
         except RuntimeError as error:
-            problem = f"the checkpoint {path} belongs to another architecture; delete it to start again"
-            raise ValueError(problem) from error
+            raise ValueError(f"the checkpoint {path} is of another architecture; delete it to start again") from error
         self.step, self.last_good, self.log[:] = found["step"], path, found["log"]
         if found["processes"] != self.accelerator.num_processes:
             self._warn(f"{path} was written by {found['processes']} processes: it goes on the same to rounding")
@@ -158,14 +152,13 @@ def train_into(
     steps: Callable[..., Iterator[Any]],
     save: Callable[[Path], Mapping[str, Any]],
     progress: bool = True,
+    overwrite: bool = False,
 ) -> bool:
     """Take all `steps` of a run into a folder, `save` the model there and record the run; False if it was done already.
 
-    The record tells settings, provenance, versions, what `save` returns, and the curves of the log. SIGTERM and SIGINT
-    end the run after the step, with a checkpoint. The folder of a run with other settings or facts is refused.
+    SIGTERM and SIGINT end it after the step, with a checkpoint. The folder of a run with other settings is refused.
     """
-    folder, facts, main = Path(output), dict(provenance or {}), accelerator.is_main_process
-    require_folder(folder)
+    folder, facts = claim_folder(output, (RECORD, *CHECKPOINTS), overwrite=overwrite), dict(provenance or {})
     checkpoint = Checkpoint(folder / "checkpoint.pt", {}, {}, accelerator)
     if (folder / RECORD).exists():
         record, now = read_record(folder / RECORD), asdict(config) | facts
@@ -176,21 +169,21 @@ def train_into(
         return False
     log: list[dict[str, Any]] = []
     shared = {"checkpoint": checkpoint.path, "accelerator": accelerator, "provenance": facts, "log": log}
-    silent = not (main and progress)
+    silent = not (accelerator.is_main_process and progress)
     with stop_signals() as stop, tqdm(total=config.num_steps, desc=folder.name, unit="step", disable=silent) as bar:
         for _ in steps(**shared, stop=stop):
             bar.update(len(log) - bar.n)
             if len(log) % 20 == 0:
                 bar.set_postfix({name: values[0] for name, values in _curves(log[-100:], 1).items()}, refresh=False)
-    packages = {name: version(name) for name in ("isodiff", "torch", "diffusers", "accelerate")}
-    ran = {"versions": packages, "python": platform.python_version()}
-    if main:
+    if accelerator.is_main_process:
+        packages = {name: version(name) for name in ("isodiff", "torch", "diffusers", "accelerate")}
+        record = {"config": asdict(config), **facts, "versions": packages, "python": platform.python_version()}
         try:
-            record = {"config": asdict(config), **facts, **ran, **save(folder), "curves": _curves(log)}
+            record |= {**save(folder), "curves": _curves(log)}
             write_whole(folder / RECORD, json.dumps(record, indent=1) + "\n")
         except (OSError, SafetensorError) as error:
-            advice = "the checkpoints written before are whole. Make room and run the same command again to go on"
-            raise OSError(f"{folder} could not be written ({error}); {advice}") from error
+            problem = f"{folder} could not be written ({error}); the checkpoints written before are whole"
+            raise OSError(f"{problem}. {_ADVICE}") from error
     checkpoint.discard()
     accelerator.wait_for_everyone()
     return True
@@ -221,20 +214,20 @@ def read_record(file: Path) -> dict[str, Any]:
 def stop_signals() -> Iterator[Callable[[], int]]:
     """Yield a function that tells the number of the first SIGTERM or SIGINT, 0 before; the second acts as ever."""
     received: list[int] = []
-    # Python lets no thread but the main one handle signals
-    numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in numbers}
+    main = threading.current_thread() is threading.main_thread()  # Python lets no other handle signals
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT) if main}
 
-    def handle(handlers: Mapping[int, Any]) -> None:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
     def note(number: int, _frame: object) -> None:
         received.append(number)
-        handle(before)
+        restore()
 
-    handle(dict.fromkeys(numbers, note))
+    for number in before:
+        signal.signal(number, note)
     try:
         yield lambda: received[0] if received else 0
     finally:
-        handle(before)
+        restore()

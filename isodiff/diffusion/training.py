@@ -2,17 +2,18 @@
 
 Everything random is drawn for the global batch from (seed, step, purpose), on the CPU, by every process alike; each
 then takes its own rows. So an interrupted run resumes exactly, two runs that differ in one setting see the same images,
-steps and noise, and several processes train as one, up to the order in which sums are rounded.
+steps and noise, and several processes train as one, up to rounding.
 """
 
 from __future__ import annotations
 
 import math
 import signal
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
-from itertools import count, islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -81,17 +82,13 @@ def global_batches(
     A sequential dataset is a stream that shuffles itself: positions then come as they are and go on over the epochs.
     """
 
-    def positions() -> Iterator[int]:
-        first = start * config.batch_size
-        if sequential:
-            yield from count(first)
-        current, done = divmod(first, num_images)
-        for epoch in count(current):
-            generator = TrainingStep(epoch, config.seed, accelerator).generator("epoch")
-            yield from torch.randperm(num_images, generator=generator)[done:].tolist()
-            done = 0
+    def shuffled(epoch: int) -> list[int]:
+        generator = TrainingStep(epoch, config.seed, accelerator).generator("epoch")
+        return torch.randperm(num_images, generator=generator).tolist()
 
-    rows = positions()
+    epoch, done = divmod(first := start * config.batch_size, num_images)
+    epochs = islice(chain.from_iterable(map(shuffled, count(epoch))), done, None)
+    rows = count(first) if sequential else epochs
     for _ in range(start, config.num_steps):
         yield list(islice(rows, config.batch_size))[accelerator.process_index :: accelerator.num_processes]
 
@@ -107,28 +104,23 @@ class RunOptions(TypedDict, total=False):
 
 
 class Training:
-    """A model under way, with its optimiser, moving average and checkpoint, of which a loop takes `steps` to `update`.
-
-    After a step, once the caller has seen it, a checkpoint is written where it is due or a signal ends the run.
-    """
+    """A model, its optimiser, moving average and checkpoint, written where due once the caller has seen a step."""
 
     def __init__(
         self, model: Module, images: Dataset, shape: tuple[int, ...], config: TrainingConfig, options: RunOptions
     ) -> None:
         accelerator = options.get("accelerator") or Accelerator(mixed_precision=config.mixed_precision)
-        found = tuple(images[0].shape) if len(images) else "no image"
-        if found != shape:
+        if (found := tuple(images[0].shape) if len(images) else "no image") != shape:
             raise ValueError(f"the images have shape {found}; this model needs {shape} (channels, height, width)")
         processes, passes = accelerator.num_processes, config.gradient_accumulation_steps
         if config.batch_size % (processes * passes):
             needed = f"a multiple of processes × gradient_accumulation_steps = {processes} × {passes}"
             raise ValueError(f"batch_size must be {needed}; got {config.batch_size}")
         self.model, self.images, self.config, self.accelerator = model, images, config, accelerator
-        self.stop, self.log = options.get("stop") or (lambda: 0), options.get("log", [])
+        self.stop, self.log = options.get("stop", lambda: 0), options.get("log", [])
         model.requires_grad_(True).train().to(accelerator.device)
-        if processes > 1:  # all start from the main process's weights
-            for parameter in model.parameters():
-                parameter.data.copy_(broadcast(parameter.data))
+        for parameter in model.parameters() if processes > 1 else ():  # all start from the main process's weights
+            parameter.data.copy_(broadcast(parameter.data))
         optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
         course = "constant_with_warmup" if config.lr_scheduler == "constant" else config.lr_scheduler
         self.schedule = get_scheduler(course, optimizer, None, config.warmup_steps, config.num_steps)
@@ -181,15 +173,14 @@ class Training:
             if self.checkpoint:
                 self.checkpoint.save(done)
         if number:
-            name, of = signal.Signals(number).name, self.config.num_steps
-            raise TrainingInterrupted(f"stopped by {name} after step {done} of {of}; {self._kept}", number)
+            after = f"stopped by {signal.Signals(number).name} after step {done} of {self.config.num_steps}"
+            raise TrainingInterrupted(f"{after}; {self._kept()}", number)
 
-    @property
     def _kept(self) -> str:
         return self.checkpoint.kept if self.checkpoint else "no checkpoint was asked for"
 
     def _refuse(self, message: str) -> None:
-        raise FloatingPointError(f"{message}; {self._kept}. Lower learning_rate or the weights of the loss")
+        raise FloatingPointError(f"{message}; {self._kept()}. Lower learning_rate or the weights of the loss")
 
 
 def accelerator_for(device: str, mixed_precision: str = "no") -> Accelerator:
@@ -197,6 +188,16 @@ def accelerator_for(device: str, mixed_precision: str = "no") -> Accelerator:
     chosen = resolve_device(device)
     if mixed_precision == "fp16" and chosen.type == "cpu":
         raise ValueError("mixed_precision is 'fp16', which needs a CUDA device; give 'bf16' or 'no' on a CPU")
+    if mixed_precision == "bf16" and chosen.type == "cpu" and not _has_bf16():
+        told = "this processor has no bf16 instructions: mixed_precision bf16 is some ten times slower than no"
+        warnings.warn(told, stacklevel=2)
     if chosen.index is not None:  # accelerate takes the current device
         torch.cuda.set_device(chosen)
     return Accelerator(mixed_precision=mixed_precision, cpu=chosen.type == "cpu")
+
+
+def _has_bf16() -> bool:
+    """Whether Linux lists bf16 instructions of x86 or Arm; where nothing is listed, nothing is claimed."""
+    file = Path("/proc/cpuinfo")
+    flags = set(file.read_text().split()) if file.is_file() else {"bf16"}
+    return not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})

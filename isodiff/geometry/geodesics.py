@@ -1,7 +1,7 @@
 r"""Geodesics in noise space: the discrete paths of least energy between pairs of points, and whether to trust them.
 
-Moving a node strains the two segments that meet there, so that the Hessian of the energy is, up to the metric, the
-path's Laplacian ``L = N · tridiag(−1, 2, −1)``, whose condition number grows as N². Coordinates z with
+The Hessian of the energy is, up to the metric, the path's Laplacian ``L = N · tridiag(−1, 2, −1)``, whose condition
+number grows as N². Coordinates z with
 
     x = lerp(a, b) + L^{−1/2} z,        ‖z‖² = ‖x − lerp‖²_L = N Σᵢ‖Δxᵢ‖² − ‖b − a‖²,
 
@@ -9,8 +9,7 @@ take it out; L-BFGS with a strong Wolfe line search descends in them (Liu and No
 
     ‖∇_z E‖ ‖x‖_L / 2E,        ‖∇_z E‖² = ∇Eᵀ L⁻¹ ∇E,        ‖x‖²_L = N Σ‖Δxᵢ‖²,
 
-half the largest relative change of E, to first order, per relative change of the path; no unit of x or of the metric
-enters.
+half the largest relative change of E, to first order, per relative change of the path: without unit.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from torch import Tensor
 
 from isodiff.geometry.initial_paths import InitialName, initial_path
 from isodiff.geometry.riemann import NoiseMetric, Score, TangentialMetric
+from isodiff.geometry.sphere import require_at_least
 
 _WINDOW = 20  # iterations over which the energy must have stopped falling
 _TOO_LONG = 1e6  # times the initial energy: what a line search is told where the energy is not finite
@@ -72,21 +72,19 @@ def solve_geodesic(
 ) -> GeodesicResult:
     r"""Minimise the energy of paths between pairs of points a and b, (B, *S), one by one; the minimum is a local one.
 
-    Tangential metric (arXiv 2510.05509): E = ½NK Σ‖ŝ_{j+1} − ŝ_j‖² + ½Nρ Σ‖x_{i+1} − x_i‖² with ŝ = σ²s. An iteration
-    costs NK + 1 evaluations of the score, forward and backward. A path that has not converged is a result too, with the
-    reason; where that is the fine/node length or the speed alone, more segments are needed.
+    Tangential metric (arXiv 2510.05509): E = ½NK Σ‖ŝ_{j+1} − ŝ_j‖² + ½Nρ Σ‖x_{i+1} − x_i‖² with ŝ = σ²s. A path that
+    has not converged is a result too, with the reason; where that is the fine/node length or the speed alone, more
+    segments are needed.
 
     ``score`` is s = ∇ log p_σ, row by row, (M, *S) → (M, *S) for any M; for a model of the noise, −ε_θ/σ. Another
-    ``metric`` has its own score, σ and ρ. With K = ``num_subsamples`` = 1 a path jumps over ridges between its N + 1
-    nodes at no cost. ``initial`` decides which local minimum is found. ``batch_size`` is the most points at which the
-    score is evaluated at once, all of a path if not given. The precision is that of a, float32 or better.
+    ``metric`` has its own score, σ and ρ. With K = ``num_subsamples`` = 1 a path jumps over ridges between its nodes.
+    ``batch_size`` bounds the points at which the score is evaluated at once. The precision is a's, float32 or better.
     """
     tangential = TangentialMetric(score, sigma, rho)
     metric = tangential if isinstance(metric, str) and metric == "tangential" else metric
     if not isinstance(metric, NoiseMetric):
         raise ValueError(f'metric must be "tangential" or a NoiseMetric, got {metric!r}')
-    if max_iterations < 1:
-        raise ValueError(f"max_iterations must be at least 1, got {max_iterations}")
+    require_at_least(1, max_iterations=max_iterations)
     start = initial_path(initial, a, b, num_segments).detach()
     start = start.to(torch.promote_types(start.dtype, torch.float32))
     descents = [_Descent(metric, path[None], num_subsamples, batch_size) for path in start]
@@ -112,8 +110,8 @@ def continue_geodesic(
 ) -> list[GeodesicResult]:
     """Solve at one noise level (score, σ) after another, σ falling, each solution the start of the next.
 
-    At high noise the data's gaps are filled and the geodesic is nearly straight; lowering σ deforms it, where one from
-    scratch would stay in the wrong homotopy class. ``options`` are those of `solve_geodesic`; a result per level.
+    At high noise gaps are filled and the geodesic is nearly straight; lowering σ deforms it, where one from scratch
+    would stay in the wrong homotopy class. ``options`` are those of `solve_geodesic`; a result per level.
     """
     sigmas = [sigma for _, sigma in levels]
     if not sigmas or any(not low < high for high, low in itertools.pairwise(sigmas)):
@@ -127,14 +125,14 @@ def continue_geodesic(
 
 def violations(found: Diagnostics, dtype: torch.dtype) -> str:
     """Name every criterion that one path's diagnostics violate, with the values; empty if it has converged."""
-    gradient, decrease = _limits(dtype)
-    found = Diagnostics(*map(float, found))
+    slope, fall = _limits(dtype)
+    gradient, decrease, refinement, gap, speed = map(float, found)
     rules = (
-        ("gradient norm", found.gradient, found.gradient <= gradient, f"at most {gradient:g}"),
-        ("relative decrease over 20 iterations", found.decrease, found.decrease <= decrease, f"at most {decrease:g}"),
-        ("fine/node length", found.refinement, abs(found.refinement - 1) < 0.05, "0.95 to 1.05"),
-        ("max/mean gap", found.gap, found.gap < 3, "below 3"),
-        ("speed variation", found.speed, found.speed < 0.1, "below 0.1"),
+        ("gradient norm", gradient, gradient <= slope, f"at most {slope:g}"),
+        ("relative decrease over 20 iterations", decrease, decrease <= fall, f"at most {fall:g}"),
+        ("fine/node length", refinement, abs(refinement - 1) < 0.05, "0.95 to 1.05"),
+        ("max/mean gap", gap, gap < 3, "below 3"),
+        ("speed variation", speed, speed < 0.1, "below 0.1"),
     )
     return "; ".join(f"{name} {value:.3g}, accepted {limit}" for name, value, holds, limit in rules if not holds)
 
@@ -160,19 +158,15 @@ class _Descent:
         self.z = torch.linalg.solve(self.root, path[0, 1:-1].flatten(1).double() - self.line[1:-1])
         energy, self.gradient = self.evaluate(self.z)
         if not np.isfinite(energy):
-            raise ValueError(
-                f"the energy of the initial path must be finite, got {energy}: "
-                "the score, or the map that makes the metric, is not finite on it or overflows"
-            )
+            why = "the score, or the map that makes the metric, is not finite on it or overflows"
+            raise ValueError(f"the energy of the initial path must be finite, got {energy}: {why}")
         self.energies, self.stuck = [energy], False
 
     def path(self, z: Tensor) -> Tensor:
-        """Return the path (1, N+1, *S) of coordinates (N−1, n)."""
         inner = (self.line[1:-1] + self.root @ z).to(self.start.dtype).reshape(self.start[:, 1:-1].shape)
         return torch.cat([self.start[:, :1], inner, self.start[:, -1:]], 1)
 
     def evaluate(self, z: Tensor) -> tuple[float, Tensor]:
-        """Return E and ∇_z E, (N−1, n) in float64."""
         energy, gradient = self.metric.energy_and_gradient(self.path(z), **self.sampling)
         return energy.item(), self.root @ gradient[0, 1:-1].flatten(1).double()
 
@@ -190,8 +184,7 @@ class _Descent:
 
         def step(intermediate_result: OptimizeResult) -> None:
             nonlocal settled
-            settled = self.settled(tensor(intermediate_result.x), **seen)
-            if settled:
+            if settled := self.settled(tensor(intermediate_result.x), **seen):
                 raise StopIteration
 
         options = {"maxiter": max_iterations, "maxfun": 10 * max_iterations, "maxcor": 20, "ftol": 0, "gtol": 0}
@@ -205,22 +198,19 @@ class _Descent:
         self.energies.append(energy)
         # after a step within the energy's rounding, line searches would only chase noise
         self.stuck = abs(self.energies[-2] - energy) <= 8 * torch.finfo(self.start.dtype).eps * energy
-        slope, decrease = _limits(self.start.dtype)
-        return self.slope() <= slope and (self.stuck or self.decrease() <= decrease)
+        slope, fall = _limits(self.start.dtype)
+        return self.slope() <= slope and (self.stuck or self.decrease() <= fall)
 
     def slope(self) -> float:
         """Return the dimensionless norm of the gradient."""
-        chord = (self.line[-1] - self.line[0]).square().sum()
-        size = (chord + self.z.square().sum()).sqrt()
+        size = ((self.line[-1] - self.line[0]).square().sum() + self.z.square().sum()).sqrt()
         return (self.gradient.norm() * size).item() / max(2 * self.energies[-1], np.finfo(float).tiny)
 
     def decrease(self) -> float:
-        """Return the relative change of the energy over the last iterations."""
         before, now = self.energies[-1 - min(_WINDOW, len(self.energies) - 1)], self.energies[-1]
         return abs(before - now) / max(now, np.finfo(float).tiny)
 
     def diagnostics(self) -> tuple[float, ...]:
-        """Return the values of `Diagnostics` at the last iterate."""
         shape = shape_diagnostics(self.metric, self.path(self.z), **self.sampling)
         return self.slope(), 0.0 if self.stuck else self.decrease(), *map(float, shape)
 
@@ -229,10 +219,9 @@ def shape_diagnostics(
     metric: NoiseMetric, path: Tensor, num_subsamples: int, batch_size: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return `refinement`, `gap` and `speed` of paths, (B,) each, by max(2K, 4) + 1 + K evaluations a segment."""
-    node, energy_sees, fine = (
+    node, seen, fine = (
         metric.segment_lengths(path, num_subsamples=pieces, batch_size=batch_size)
         for pieces in (1, num_subsamples, max(2 * num_subsamples, 4))
     )
     gaps = path.diff(dim=1).flatten(2).norm(dim=2)
-    speed = energy_sees.std(1, correction=0) / energy_sees.mean(1)
-    return fine.sum(1) / node.sum(1), gaps.amax(1) / gaps.mean(1), speed
+    return fine.sum(1) / node.sum(1), gaps.amax(1) / gaps.mean(1), seen.std(1, correction=0) / seen.mean(1)

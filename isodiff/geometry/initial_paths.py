@@ -1,7 +1,6 @@
-"""Paths to start a geodesic from: the straight line, the great arc, a walk over samples; and equal spacing.
+"""Paths (B, N+1, *S) to start a geodesic from, between a and b, (B, *S); and equal spacing.
 
 A solver finds a minimum near its start, so the initial path decides which of several: along the data or across a gap.
-Ends a and b are (B, *S), paths (B, N+1, *S).
 """
 
 from __future__ import annotations
@@ -16,9 +15,10 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from isodiff.geometry.riemann import require_path
-from isodiff.geometry.sphere import lerp, require_batch, require_pair, slerp
+from isodiff.geometry.sphere import lerp, require_at_least, require_batch, require_pair, slerp
 
 InitialName = Literal["slerp", "lerp"]
+_CURVES = {"slerp": slerp, "lerp": lerp}
 
 
 def initial_path(initial: InitialName | Tensor, a: Tensor, b: Tensor, num_segments: int) -> Tensor:
@@ -37,11 +37,10 @@ def initial_path(initial: InitialName | Tensor, a: Tensor, b: Tensor, num_segmen
         rounding = max(torch.finfo(points.dtype).eps for points in (a, initial)) ** 0.5
         if not (away <= rounding * (b - a).flatten(1).norm(dim=1)).all():
             raise ValueError(f"initial must begin at a and end at b, got ends up to {away.max():.3g} away")
+    elif initial not in get_args(InitialName):
+        raise ValueError(f"initial must be one of {get_args(InitialName)} or a path, got {initial!r}")
     else:
-        if initial not in get_args(InitialName):
-            raise ValueError(f"initial must be one of {get_args(InitialName)} or a path, got {initial!r}")
-        curve = slerp if initial == "slerp" else lerp
-        path = torch.stack([curve(a, b, i / num_segments) for i in range(num_segments + 1)], 1)
+        path = torch.stack([_CURVES[initial](a, b, i / num_segments) for i in range(num_segments + 1)], 1)
     path[:, 0], path[:, -1] = a, b
     return path
 
@@ -49,8 +48,7 @@ def initial_path(initial: InitialName | Tensor, a: Tensor, b: Tensor, num_segmen
 def resample(path: Tensor, num_segments: int) -> Tensor:
     """Place N ≥ 1 segments' nodes at equal Euclidean arc length along the polygon through a path; corners are cut."""
     require_path(path)
-    if num_segments < 1:
-        raise ValueError(f"num_segments must be at least 1, got {num_segments}")
+    require_at_least(1, num_segments=num_segments)
     flat = path.flatten(2)
     travelled = torch.nn.functional.pad(flat.diff(dim=1).norm(dim=2).cumsum(1), (1, 0))
     total = travelled[:, -1:]
@@ -77,14 +75,13 @@ def graph_path(a: Tensor, b: Tensor, samples: Tensor, num_segments: int, *, num_
         raise ValueError(f"samples must have rows of shape {tuple(a.shape[1:])}, got {tuple(samples.shape[1:])}")
     samples = torch.unique(samples.to(a).flatten(1), dim=0)  # copies would be each other's only neighbours
     if not 1 <= num_neighbours <= len(samples):
-        raise ValueError(
-            f"num_neighbours must be between 1 and {len(samples)}, the number of distinct samples; got {num_neighbours}"
-        )
+        most = f"{len(samples)}, the number of distinct samples"
+        raise ValueError(f"num_neighbours must be between 1 and {most}; got {num_neighbours}")
     paths = []
     for ends in torch.stack([a, b], 1).flatten(2):
         vertices = torch.cat([ends, samples])
         order = _shortest(vertices.cpu().double().numpy(), num_neighbours)
-        paths.append(resample(vertices[torch.tensor(order, device=a.device)][None], num_segments))
+        paths.append(resample(vertices[order][None], num_segments))
     path = torch.cat(paths).unflatten(2, a.shape[1:])
     path[:, 0], path[:, -1] = a, b
     return path
@@ -95,8 +92,7 @@ def _require_ends(a: Tensor, b: Tensor, num_segments: int) -> None:
     same = (a == b).flatten(1).all(1)
     if same.any():
         raise ValueError(f"a and b must differ, as a point is no path; they are equal in row {int(same.nonzero()[0])}")
-    if num_segments < 2:
-        raise ValueError(f"num_segments must be at least 2, got {num_segments}")
+    require_at_least(2, num_segments=num_segments)
 
 
 def _shortest(vertices: np.ndarray, num_neighbours: int) -> list[int]:
@@ -107,11 +103,10 @@ def _shortest(vertices: np.ndarray, num_neighbours: int) -> list[int]:
     # an edge of no length, from an end that is a sample, would be read as no edge
     weights = np.maximum(lengths.ravel()[edges], np.finfo(float).tiny)
     graph = coo_array((weights, (rows[edges], neighbours.ravel()[edges])), shape=(len(vertices),) * 2).tocsr()
-    distance, before = dijkstra(graph, directed=False, indices=0, return_predecessors=True)
-    if not np.isfinite(distance[1]):
-        raise ValueError(
-            f"num_neighbours = {num_neighbours} leaves a and b unconnected; raise it, or give more samples"
-        )
+    before = dijkstra(graph, directed=False, indices=0, return_predecessors=True)[1]
+    if before[1] < 0:
+        how = "raise it, or give more samples"
+        raise ValueError(f"num_neighbours = {num_neighbours} leaves a and b unconnected; {how}")
     order = [1]
     while order[-1] != 0:
         order.append(int(before[order[-1]]))

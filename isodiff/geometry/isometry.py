@@ -1,28 +1,27 @@
 r"""How far a map is from a scaled isometry of the noise sphere (Sec. 3.2 and Eq. 6 of Hahm et al. 2024).
 
-Let ``J`` be the Jacobian of ``f`` at ``x`` and ``Q`` an orthonormal frame of the tangent space at ``x`` of the sphere
-of radius ``‖x‖``. ``f`` is a scaled isometry when ``R = Qᵀ JᵀJ Q = c² I`` with one ``c`` for every ``x``, and
+Let ``J`` be the Jacobian of ``f``, (B, *S) → (B, *M) row by row, at ``x``, and ``Q`` an orthonormal frame of the
+tangent space at ``x ≠ 0`` of the sphere through it. With ``R = Qᵀ JᵀJ Q`` and one ``c`` for every ``x``
 
-    L_iso(f) = E_x[Tr R²] / (E_x[Tr R])²  ≥  1 / rank R,
+    L_iso(f) = E_x[Tr R²] / (E_x[Tr R])²  ≥  1 / rank R,        with equality exactly when R = c² I.
 
-with equality exactly then. Traces come from probes ``v`` (Hutchinson): ``Tr R = E‖J v‖²``, ``Tr R² = E‖P JᵀJ v‖²``,
-with ``v`` Gaussian in the tangent space and ``P = Q Qᵀ``. This ``R`` is the metric ``"stereographic"``: the paper's
-``R = G⁻¹ (dΠ⁻¹)ᵀ JᵀJ dΠ⁻¹``, as its chart is conformal, ``dΠ⁻¹ = √G Q``, and ``G`` cancels. ``"chart_identity"``,
-``R = G Qᵀ JᵀJ Q``, takes the chart as flat (the paper's ``G = I``), ``"euclidean"`` is ``R = JᵀJ`` in all of ℝⁿ.
-
-Throughout ``f`` maps (B, *S) to (B, *M) row by row, and no row of ``x`` may be zero unless the metric is Euclidean.
+Traces come from probes ``v`` (Hutchinson): ``Tr R = E‖J v‖²``, ``Tr R² = E‖P JᵀJ v‖²``, ``v`` Gaussian in the tangent
+space and ``P = Q Qᵀ``. This ``R`` is the metric ``"stereographic"``: the paper's ``R = G⁻¹ (dΠ⁻¹)ᵀ JᵀJ dΠ⁻¹``, as its
+chart is conformal, ``dΠ⁻¹ = √G Q``, and ``G`` cancels. ``"chart_identity"``, ``R = G Qᵀ JᵀJ Q``, takes the chart as
+flat (the paper's ``G = I``), ``"euclidean"`` is ``R = JᵀJ`` in all of ℝⁿ.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from isodiff.geometry.jacobian import Linearisation, Map, require_rows
-from isodiff.geometry.sphere import conformal_factor, require_batch, stereographic, tangent_projection
+from isodiff.geometry.layers import RowByRow
+from isodiff.geometry.sphere import conformal_factor, require_batch, require_option, stereographic, tangent_projection
 from isodiff.geometry.trace import sample_probes
 
 Metric = Literal["stereographic", "chart_identity", "euclidean"]
@@ -34,8 +33,8 @@ Squares = Callable[[Tensor], tuple[Tensor, Tensor]]  # v ↦ (‖J v‖², ‖P 
 
 # Chance makes no angle between a probe and x as small as this; a shared seed, which draws both alike, does.
 _PARALLEL = 1e-6
-# Step h over ‖x‖, in units of ε^(1/3), where rounding (ε/h) and curvature (h²) are of one size. A probe is spread over
-# all directions and JᵀJ v lies along the few that f stretches and bends most, hence the shorter step.
+# Step h over ‖x‖, in units of ε^(1/3), where rounding (ε/h) and curvature (h²) are of one size; a probe is spread over
+# all directions, JᵀJ v lies along the few that f stretches and bends most.
 _PROBE_STEP, _METRIC_STEP = 2.0, 0.2
 
 
@@ -57,12 +56,11 @@ def isometry_loss(
     With ``q₁ = ‖Jv‖²`` and ``q₂ = ‖P JᵀJ v‖²`` the estimator ``"ratio"`` is ``mean q₂ / (mean q₁)²`` over rows and K
     probes a row, consistent with a bias of O(1/(B·K)); ``"unbiased"`` divides by an unbiased estimate of the squared
     mean trace and ``"jackknife"`` leaves out each probe in turn, both for K ≥ 2; ``"per_row"`` is the mean of the rows'
-    own ratios, what one sample a device gives: it asks for conformality, not for one ``c``.
-
-    The route ``"double_backward"`` is exact; ``"differences"``, right to about 10⁻³ in float32 on the course's U-Nets,
-    takes first-order passes alone, so that fused attention, recomputed activations and compilers can be used.
+    own ratios, which asks for conformality, not for one ``c``. The route ``"double_backward"`` is exact;
+    ``"differences"``, right to about 10⁻³ in float32 on the course's U-Nets, takes first-order passes alone, as fused
+    attention, recomputed activations and compilers need.
     """
-    _require_option(estimator, Estimator, "estimator")
+    require_option(estimator, Estimator, "estimator")
     minimum = 2 if estimator in ("unbiased", "jackknife") else 1
     if num_probes < minimum:
         raise ValueError(f"num_probes must be at least {minimum} for the {estimator} estimator, got {num_probes}")
@@ -72,7 +70,7 @@ def isometry_loss(
 
 def estimate_loss(first: Tensor, second: Tensor, *, estimator: Estimator = "ratio") -> Tensor:
     """Return Eq. 6 from samples of ``Tr R`` and ``Tr R²``, (B, K) each: the results of `trace_samples`."""
-    _require_option(estimator, Estimator, "estimator")
+    require_option(estimator, Estimator, "estimator")
     return _ESTIMATORS[estimator](first, second)
 
 
@@ -90,19 +88,18 @@ def trace_samples(
 
     ``probes``, standard normal in ℝⁿ, (K, B, *S), take the place of K = ``num_probes`` drawn from ``generator``.
     """
-    _require_option(route, Route, "route")
+    require_option(route, Route, "route")
     if num_probes < 1:
         raise ValueError(f"num_probes must be at least 1, got {num_probes}")
     if probes is not None and (probes.shape[1:] != x.shape or len(probes) < 1):
         raise ValueError(f"probes must have shape (K, {', '.join(map(str, x.shape))}), got {tuple(probes.shape)}")
     points, project, factor = _prepare(x, metric)
-    dtype, device = points.dtype, x.device
-    with torch.autocast(device.type, enabled=False):
-        squares = _ROUTES[route](lambda z: f(z).to(dtype), points, project)
+    with torch.autocast(x.device.type, enabled=False):
+        squares = _ROUTES[route](f, points, project)
         if probes is None:
-            options = {"generator": generator, "dtype": dtype, "device": device}
+            options = {"generator": generator, "dtype": points.dtype, "device": x.device}
             probes = torch.stack([sample_probes(x.shape, **options) for _ in range(num_probes)])
-        probes = probes.to(device, dtype)
+        probes = probes.to(points)
         tangents = [project(probe) for probe in probes]
         if (_row_squares(torch.stack(tangents), 2) <= _PARALLEL**2 * _row_squares(probes, 2)).any():
             raise ValueError("a probe is parallel to x; draw x and the probes from generators with another seed each")
@@ -114,11 +111,11 @@ def isometry_loss_share(first: Tensor, second: Tensor, mean_first: Tensor, mean_
     """Return one part's share of `isometry_loss`, for a batch cut into equal parts over processes or passes.
 
     The loss of the whole batch is ``N / D²``, with ``D`` and ``N`` (``mean_first``, ``mean_second``) the means of all
-    samples; the parts' own ratios do not average to it. Its expansion to first order in the part's means does,
+    samples; the parts' own ratios do not average to it. With ``D`` and ``N`` held constant,
 
-        shareᵢ = (Nᵢ + 2 N (1 − Dᵢ / D)) / D²,
+        shareᵢ = (Nᵢ + 2 N (1 − Dᵢ / D)) / D²
 
-    with ``D`` and ``N`` held constant: the shares' mean is the loss, and that of their gradients is its gradient.
+    does: the shares' mean is the loss, and that of their gradients is its gradient.
     """
     d, n = mean_first.detach(), mean_second.detach()
     return (second.mean() + 2 * n * (1 - first.mean() / d)) / d.square()
@@ -133,7 +130,7 @@ def exact_traces(f: Map, x: Tensor, *, metric: Metric = "stereographic") -> tupl
     """Return ``Tr R`` and ``Tr R²`` at every row, (B,) each: what `exact_isometry_loss` averages."""
     points, project, factor = _prepare(x, metric)
     with torch.autocast(x.device.type, enabled=False):
-        at_x = Linearisation(lambda z: f(z).to(points.dtype), points, checked=True)
+        at_x = Linearisation(f, points, checked=True, dtype=points.dtype)
         units = torch.eye(at_x.y[0].numel(), dtype=at_x.y.dtype, device=x.device)
         covectors = (u.expand(len(x), -1).reshape(at_x.y.shape) for u in units)
         rows = torch.stack([project(at_x.vjp(u)).flatten(1) for u in covectors], 1)  # J P, (B, m, n)
@@ -143,7 +140,7 @@ def exact_traces(f: Map, x: Tensor, *, metric: Metric = "stereographic") -> tupl
 
 def anisotropy(loss: Tensor | float, n: int, m: int, *, metric: Metric = "stereographic") -> Tensor | float:
     """Rescale the loss of a map ℝⁿ → ℝᵐ by the largest rank of R: a scaled isometry scores 1, all others more."""
-    _require_option(metric, Metric, "metric")
+    require_option(metric, Metric, "metric")
     if n < 2 or m < 1:
         raise ValueError(f"n must be at least 2 and m at least 1, got n = {n} and m = {m}")
     return loss * min(n if metric == "euclidean" else n - 1, m)
@@ -151,7 +148,7 @@ def anisotropy(loss: Tensor | float, n: int, m: int, *, metric: Metric = "stereo
 
 def _prepare(x: Tensor, metric: Metric) -> tuple[Tensor, Projection, Tensor]:
     """Check x; return it in full precision, the projection ``P`` of the metric and the factor of its ``R``, (B,)."""
-    _require_option(metric, Metric, "metric")
+    require_option(metric, Metric, "metric")
     require_batch(x, "x")
     points = x.to(torch.promote_types(x.dtype, torch.float32))
     flat = points.detach().flatten(1)
@@ -163,7 +160,7 @@ def _prepare(x: Tensor, metric: Metric) -> tuple[Tensor, Projection, Tensor]:
 
 
 def _double_backward(f: Map, x: Tensor, project: Projection) -> Squares:
-    at_x = Linearisation(f, x, checked=True)
+    at_x = Linearisation(f, x, checked=True, dtype=x.dtype)
 
     def squares(v: Tensor) -> tuple[Tensor, Tensor]:
         pushed = at_x.jvp(v)
@@ -183,26 +180,25 @@ def _differences(f: Map, x: Tensor, project: Projection) -> Squares:
     devices = [x.device] if x.device.type == "cuda" else []
     scale = _row_norms(x) * torch.finfo(x.dtype).eps ** (1 / 3)
     if not scale.all():
-        row = int((scale == 0).flatten().nonzero()[0])
-        raise ValueError(f"x must have no zero row with the differences route, got zero in row {row}")
+        got = f"got zero in row {int((scale == 0).flatten().nonzero()[0])}"
+        raise ValueError(f"x must have no zero row with the differences route, {got}")
 
     def evaluate(z: Tensor) -> Tensor:
-        with torch.random.fork_rng(devices):
-            return f(z)
+        with torch.random.fork_rng(devices), RowByRow():
+            y = f(z)
+        require_rows(y, len(x), differentiable=z.requires_grad)
+        return y.to(x.dtype)
 
     def push(v: Tensor, step: float) -> Tensor:
         norm = _row_norms(v)
         move = step * scale * v / norm.clamp_min(torch.finfo(v.dtype).tiny)
-        ahead, behind = evaluate(x + move), evaluate(x - move)
-        per_row = (norm / (2 * step * scale)).view(-1, *[1] * (ahead.ndim - 1))
-        return per_row * (ahead - behind)
+        change = evaluate(x + move) - evaluate(x - move)
+        return (norm / (2 * step * scale)).view(-1, *[1] * (change.ndim - 1)) * change
 
     def pull(u: Tensor) -> Tensor:
         with torch.enable_grad():
             z = x.clone().requires_grad_()
-            y = evaluate(z)
-            require_rows(y, len(x))
-            return torch.autograd.grad(y, z, u, materialize_grads=True)[0]
+            return torch.autograd.grad(evaluate(z), z, u, materialize_grads=True)[0]
 
     def squares(v: Tensor) -> tuple[Tensor, Tensor]:
         pushed = push(v, _PROBE_STEP)
@@ -228,7 +224,6 @@ def _row_dots(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _row_norms(rows: Tensor) -> Tensor:
-    """Return (B, 1, …), to be multiplied with the rows."""
     return rows.flatten(1).norm(dim=1).view(-1, *[1] * (rows.ndim - 1))
 
 
@@ -258,8 +253,3 @@ def _per_row(first: Tensor, second: Tensor) -> Tensor:
 
 _ROUTES = {"double_backward": _double_backward, "differences": _differences}
 _ESTIMATORS = {"ratio": _ratio, "per_row": _per_row, "unbiased": _unbiased, "jackknife": _jackknife}
-
-
-def _require_option(value: str, options: object, name: str) -> None:
-    if value not in get_args(options):
-        raise ValueError(f"{name} must be one of {get_args(options)}, got {value!r}")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from isodiff.geometry.convolution import TrilinearConvolutions
+from isodiff.geometry.layers import TwiceDifferentiable, require_twice_differentiable
 from isodiff.geometry.spectrum import leading_triplets
 from isodiff.geometry.sphere import require_batch, require_same_shape, tangent_projection
 
@@ -30,15 +30,21 @@ class Linearisation:
     gradients are enabled at construction, and come detached otherwise. ``checked`` says that x is a finite batch.
     """
 
-    def __init__(self, f: Map, x: Tensor, *, checked: bool = False) -> None:
+    def __init__(self, f: Map, x: Tensor, *, checked: bool = False, dtype: torch.dtype | None = None) -> None:
         if not checked:
             require_batch(x, "x")
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError("torch.inference_mode keeps no graph for products; expected torch.no_grad, or neither")
         self._create_graph = torch.is_grad_enabled()
-        self._convolutions = TrilinearConvolutions()
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), self._convolutions:
+        self._layers = TwiceDifferentiable()
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), self._layers:
             self.x = x.view_as(x) if x.requires_grad and self._create_graph else x.detach().requires_grad_()
-            self.y = f(self.x)
+            self.y = f(self.x.clone())  # the copy is for layers that work in place
         require_rows(self.y, len(x))
+        self.y = self.y if dtype is None else self.y.to(dtype)
+        self.value = self.y if self._create_graph else self.y.detach()
+        if self._create_graph:
+            require_twice_differentiable(self.y)
         self._covector: Tensor | None = None
 
     def vjp(self, u: Tensor) -> Tensor:
@@ -55,20 +61,17 @@ class Linearisation:
         return self._gradient(self._pulled_back, self._covector, v, create_graph=self._create_graph)
 
     def _gradient(self, output: Tensor, argument: Tensor, covector: Tensor, *, create_graph: bool) -> Tensor:
-        self._convolutions.inputs_only = True
-        self._convolutions.zero_covector = covector is self._covector
+        self._layers.inputs_only = True
+        self._layers.zero_covector = covector is self._covector
+        options = {"create_graph": create_graph, "retain_graph": True, "materialize_grads": True}
         try:
             with torch.enable_grad():
-                return torch.autograd.grad(
-                    output, argument, covector, create_graph=create_graph, retain_graph=True, materialize_grads=True
-                )[0]
+                return torch.autograd.grad(output, argument, covector, **options)[0]
+        except RuntimeError as error:  # of fused attention, of layers recomputed, of an operation without derivative
+            reason = str(error).partition("\n")[0].rstrip(".")
+            raise RuntimeError(f"f has no products by double backward ({reason}); take differences") from error
         finally:
-            self._convolutions.inputs_only = self._convolutions.zero_covector = False
-
-    @property
-    def value(self) -> Tensor:
-        """``f(x)``, attached to the graph only if gradients were enabled at construction."""
-        return self.y if self._create_graph else self.y.detach()
+            self._layers.inputs_only = self._layers.zero_covector = False
 
 
 def jvp(f: Map, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,15 +100,11 @@ def dense_jacobian(f: Map, x: Tensor, *, tangent: bool = False) -> Tensor:
     With ``tangent`` it is restricted to the tangent space at ``x`` of the sphere through ``x``.
     """
     at_x = Linearisation(f, x)
-    n, m = x[0].numel(), at_x.y[0].numel()
-    if m <= n:
-        units = torch.eye(m, dtype=at_x.y.dtype, device=x.device)
-        rows = [at_x.vjp(u.expand(len(x), -1).reshape(at_x.y.shape)).flatten(1) for u in units]
-        jacobian = torch.stack(rows, 1)
-    else:
-        units = torch.eye(n, dtype=x.dtype, device=x.device)
-        jacobian = torch.stack([at_x.jvp(v.expand(len(x), -1).reshape(x.shape)).flatten(1) for v in units], 2)
-    return _restriction(at_x, tangent)(jacobian)
+    by_rows = at_x.y[0].numel() <= x[0].numel()
+    product, like = (at_x.vjp, at_x.y) if by_rows else (at_x.jvp, at_x.x)
+    units = torch.eye(like[0].numel(), dtype=like.dtype, device=x.device)
+    products = [product(u.expand(len(x), -1).reshape(like.shape)).flatten(1) for u in units]
+    return _restriction(at_x, tangent)(torch.stack(products, 1 if by_rows else 2))
 
 
 def singular_values(f: Map, x: Tensor, k: int, *, tangent: bool = False, **search: object) -> Tensor:
@@ -116,9 +115,8 @@ def singular_values(f: Map, x: Tensor, k: int, *, tangent: bool = False, **searc
 def singular_vectors(f: Map, x: Tensor, k: int, *, tangent: bool = False, **search: object) -> tuple[Tensor, Tensor]:
     """Return leading singular values, (B, k), and right singular vectors, (B, k, *S), of the Jacobian at every row.
 
-    Both come without graph, and a row's do not depend on the other rows; unit vectors are determined up to sign, and
-    within degenerate subspaces up to a rotation. ``tangent`` restricts the Jacobian to the sphere's tangent space at
-    ``x``. ``search`` are options of `leading_triplets`.
+    Both come without graph; a row's do not depend on the other rows. Unit vectors are determined up to sign. With
+    ``tangent`` the Jacobian is restricted to the sphere's tangent space at ``x``; ``search``: `leading_triplets`.
     """
     sigma, right = _triplets(f, x, k, tangent, vectors=True, **search)
     return sigma, right.reshape(len(x), k, *x.shape[1:])
@@ -146,25 +144,22 @@ def restrict_to_mean(
     """Return ``V Gₙ Vᵀ`` at every point, (B, k, k) in float64, the rows of ``V`` being leading eigenvectors of mean Gₙ.
 
     ``Gₙ = Pₙ JₙᵀJₙ Pₙ`` is the metric pulled back at point n, ``Pₙ`` with ``tangent`` the tangent projection there. The
-    mean's eigenvectors are the right singular vectors of the stacked Jacobians: exact from ``dense`` ones, else by
-    iteration until values settle, with nearly as much of the mean metric.
+    mean's eigenvectors are the right singular vectors of the stacked Jacobians: exact if ``dense``, else by iteration.
     """
     if dense:
         jacobian = dense_jacobian(f, x, tangent=tangent)
-        largest = min(jacobian.shape[2], jacobian.shape[0] * jacobian.shape[1])
-        if not 1 <= k <= largest:
-            raise ValueError(f"k must be between 1 and {largest}, got {k}")
-        right = torch.linalg.svd(jacobian.flatten(0, 1), full_matrices=False)[2][:k]
-        pushed = (jacobian @ right.mT).double()
+        right = torch.linalg.svd(jacobian.flatten(0, 1), full_matrices=False)[2]
+        if not 1 <= k <= len(right):
+            raise ValueError(f"k must be between 1 and {len(right)}, got {k}")
+        pushed = (jacobian @ right[:k].mT).double()
         return pushed.mT @ pushed
 
     at_x = Linearisation(f, x)
     restrict = tangent_projection(at_x.x.detach()) if tangent else lambda v: v
 
-    def push(rows: Tensor) -> Tensor:
-        # every point's Jacobian times the same vectors, (1, b, n) → (1, b, B·m)
-        images = [at_x.jvp(restrict(v.reshape(x.shape[1:]).expand(x.shape))).flatten() for v in rows[0]]
-        return torch.stack(images)[None]
+    def push(rows: Tensor) -> Tensor:  # every point's Jacobian times the same vectors, (1, b, n) → (1, b, B·m)
+        everywhere = (restrict(v.reshape(x.shape[1:]).expand(x.shape)) for v in rows[0])
+        return torch.stack([at_x.jvp(v).flatten() for v in everywhere])[None]
 
     def pull(rows: Tensor) -> Tensor:
         return torch.stack([restrict(at_x.vjp(u.reshape(at_x.y.shape))).sum(0).flatten() for u in rows[0]])[None]
@@ -182,9 +177,12 @@ def _restriction(at_x: Linearisation, tangent: bool) -> Map:
     return (lambda rows: rows - (rows @ radial.mT) * radial) if tangent else (lambda rows: rows)
 
 
-def require_rows(y: Tensor, count: int) -> None:
-    """Refuse the output of a map that lost rows, or that does not depend on its input."""
+def require_rows(y: Tensor, count: int, *, differentiable: bool = True) -> None:
+    """Refuse the output of a map that is no tensor, lost rows, or does not depend on its input."""
+    if not isinstance(y, Tensor):
+        hint = "; return its sample" if hasattr(y, "sample") else ""
+        raise TypeError(f"f must return a tensor, got {type(y).__name__}{hint}")
     if y.ndim == 0 or len(y) != count:
         raise ValueError(f"f must map {count} rows to {count} rows, got output of shape {tuple(y.shape)}")
-    if not y.requires_grad:
+    if differentiable and not y.requires_grad:
         raise ValueError("f(x) must depend on x differentiably, got an output detached from x")

@@ -1,15 +1,8 @@
 r"""Rival interpolations of diffusion latents, each as its authors state it.
 
-Besides `lerp` and `slerp` these are what the tangential metric is compared with (Saito and Matsubara 2025):
-
-| | path | source |
-|---|---|---|
-| `noise_diffusion` | a weighted sum of clipped latents and of the clean images | Zheng et al. 2024 (NoiseDiffusion) |
-| `density_path` | descent towards a geodesic of ``p^{−2α} I`` on the sphere | Yu et al. 2025 (GeodesicDiffusion) |
-| `norm_aware_path` | the geodesic of ``(log χₙ(‖x‖))² I`` | Samuel et al. 2023 (NAO) |
-
-Where a paper leaves a choice open, the authors' released code decides; departures are named. Latents are (B, *S), pairs
-are solved one by one, and paths come in the precision of ``a``.
+Besides `lerp` and `slerp` these are what the tangential metric is compared with (Saito and Matsubara 2025). Where a
+paper leaves a choice open, the authors' released code decides; departures are named. Latents are (B, *S), pairs are
+solved one by one, and paths come in the precision of ``a``.
 """
 
 from __future__ import annotations
@@ -23,7 +16,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from isodiff.geometry.jacobian import Map
-from isodiff.geometry.sphere import require_pair, require_same_shape, slerp
+from isodiff.geometry.sphere import require_at_least, require_pair, require_same_shape, slerp
 
 # of a step: its middle alone would let the path jump over the walls of w at no cost
 _NODES, _WEIGHTS = (torch.as_tensor(value) / 2 for value in np.polynomial.legendre.leggauss(4))
@@ -36,7 +29,7 @@ def noise_diffusion(
     r"""Interpolate latents with their clean images mixed in, at t from 0 to 1, a number or one per row, (B,).
 
     With α, β = (cos, sin)(πt/2), μ = 1.2 α/(α + β), ν = 1.2 β/(α + β), ᾱ of the latents' diffusion step, and latents
-    clipped to ±2 before and after, as in the released code,
+    clipped to ±2 before and after (Zheng et al. 2024, NoiseDiffusion),
 
         x(t) = α x_a + β x_b + (μ − α) √ᾱ image_a + (ν − β) √ᾱ image_b.
 
@@ -68,25 +61,22 @@ def density_path(
     iterations_per_level: int = 100,
     learning_rate: float = 0.1,
 ) -> Tensor:
-    r"""Bend a path towards high density; return control points and ends, (B, 2ᴸ + 1, *S).
+    r"""Bend a path towards high density (Yu et al. 2025); return control points and ends, (B, 2ᴸ + 1, *S).
 
     A geodesic of ``p^{−2α} I`` has ``Π(A/‖V‖²) + α Π ∇log p = 0``, with velocity V, acceleration A and Π the projector
-    off V. The control points of a spline take the steps
+    off V. All m control points of a spline, twice as many at each of L levels, take the steps
 
-        X ← X + η Π(∇log p + A/(α ‖V‖²)),        η = lr (1 − k/K)/m   at iteration k of K,
+        X ← X + η Π(∇log p + A/(α ‖V‖²)),        η = lr (1 − k/K)/m   at iteration k of K.
 
-    for all m of them at once; their number is doubled at each of L levels, which ends early once the second term is on
-    average longer than the first. On the sphere, of the ends' mean radius to which they are scaled, the path is a chain
-    of great arcs; else the spline is cubic. Steps are stable for lr < α ‖V‖²/(6·2ᴸ): the published constants are for
-    long paths and a score of the size of −ε_θ, not −ε_θ/σ. Text inversion and averaging over neighbouring diffusion
-    steps are left out.
+    A level ends early once the second term is on average longer than the first. On the sphere, of the ends' mean radius
+    to which they are scaled, the path is a chain of great arcs; else the spline is cubic. Steps are stable for
+    lr < α ‖V‖²/(6·2ᴸ): the published constants are for long paths and a score of the size of −ε_θ, not −ε_θ/σ. Text
+    inversion and averaging over neighbouring diffusion steps are left out.
     """
     norms = _norms(a, b, nonzero=sphere)
     if not (alpha > 0 and learning_rate > 0):
         raise ValueError(f"alpha and learning_rate must be positive, got {alpha} and {learning_rate}")
-    if min(num_levels, iterations_per_level) < 1:
-        got = f"{num_levels} and {iterations_per_level}"
-        raise ValueError(f"num_levels and iterations_per_level must be at least 1, got {got}")
+    require_at_least(1, num_levels=num_levels, iterations_per_level=iterations_per_level)
 
     def flat_score(x: Tensor) -> Tensor:
         value = score(rows := x.reshape(-1, *a.shape[1:]))
@@ -97,36 +87,33 @@ def density_path(
 
     paths = []
     for x, y, radius in zip(a.flatten(1), b.flatten(1), sum(norms) / 2, strict=True):
-        ends = torch.stack([x, y])
-        path = _on_sphere(ends, radius) if sphere else ends
-        total, iteration = num_levels * iterations_per_level, 0
+        place = (lambda z, r=radius: r * z / z.norm(dim=1, keepdim=True)) if sphere else (lambda z: z)
+        path, iteration = place(torch.stack([x, y])), 0
         for level in range(1, num_levels + 1):
             path = _halve(path, sphere)
             while iteration < level * iterations_per_level:
-                iteration += 1
                 forces = _forces(flat_score(path[1:-1]), path, alpha, sphere)
+                share, iteration = 1 - iteration / (num_levels * iterations_per_level), iteration + 1
                 if forces[0].norm(dim=1).mean() < forces[1].norm(dim=1).mean():
                     break
-                step = learning_rate * (1 - (iteration - 1) / total) / len(forces[0])
-                moved = path[1:-1] + step * sum(forces)
-                path = torch.cat([path[:1], _on_sphere(moved, radius) if sphere else moved, path[-1:]])
+                moved = path[1:-1] + learning_rate * share / len(forces[0]) * sum(forces)
+                path = torch.cat([path[:1], place(moved), path[-1:]])
         paths.append(path)
     return torch.stack(paths).reshape(len(a), -1, *a.shape[1:])
 
 
 def norm_aware_path(a: Tensor, b: Tensor, num_segments: int, *, num_nodes: int = 128) -> Tensor:
-    r"""Return the path, (B, N+1, *S), of least ``∫ w(‖x‖) ‖dx‖``, ``w = −log χₙ``, between latents of variance 1.
+    r"""Return the path, (B, N+1, *S), of least ``∫ w(‖x‖) ‖dx‖``, ``w = −log χₙ`` (Samuel et al. 2023), variance 1.
 
     It lies in the plane of a and b (for antipodes, that of `slerp`): two unknowns a node, whatever n. N segments of
     equal Euclidean length are cut from M = ``num_nodes`` steps. The released code, M = 50, takes w in the middle of a
-    step only, so that a path may jump over radii of high cost. We minimise the energy ½M Σ w̄²‖Δx‖², with w̄ the mean of
-    w along a step, by a trust-region Newton method in float64: its minimum is the same as M grows, and it spaces the
-    nodes by itself. A minimum not found, or a step that turns by more than 0.2 rad, is a RuntimeError.
+    step only; we minimise the energy ½M Σ w̄²‖Δx‖², with w̄ the mean of w along a step, by a trust-region Newton method
+    in float64: its minimum is the same as M grows, and it spaces the nodes by itself. A minimum not found, or a step
+    that turns by more than 0.2 rad, is a RuntimeError.
     """
     _norms(a, b, nonzero=True)
-    if num_segments < 1 or num_nodes < 2:
-        got = f"{num_segments} and {num_nodes}"
-        raise ValueError(f"num_segments must be at least 1 and num_nodes at least 2, got {got}")
+    require_at_least(1, num_segments=num_segments)
+    require_at_least(2, num_nodes=num_nodes)
     x, y = a.flatten(1).double(), b.flatten(1).double()
     norms = [end.norm(dim=1, keepdim=True) for end in (x, y)]
     units = x / norms[0], y / norms[1]
@@ -154,7 +141,7 @@ def _norms(a: Tensor, b: Tensor, *, nonzero: bool) -> tuple[Tensor, Tensor]:
     """Check the ends of a path; return their norms, (B,) each."""
     require_pair(a, b)
     norms = a.flatten(1).norm(dim=1), b.flatten(1).norm(dim=1)
-    if nonzero and not all((norm > 0).all() for norm in norms):
+    if nonzero and not torch.stack(norms).all():
         raise ValueError("a and b must have no zero rows, as zero lies on no sphere")
     return norms
 
@@ -198,10 +185,6 @@ def _halve(path: Tensor, sphere: bool) -> Tensor:
     return torch.cat([torch.stack([path[:-1], middle], 1).flatten(0, 1), path[-1:]])
 
 
-def _on_sphere(x: Tensor, radius: Tensor) -> Tensor:
-    return radius * x / x.norm(dim=1, keepdim=True)
-
-
 def _project_off(v: Tensor, direction: Tensor) -> Tensor:
     unit = direction / direction.norm(dim=1, keepdim=True).clamp_min(torch.finfo(direction.dtype).tiny)
     return v - (v * unit).sum(1, keepdim=True) * unit
@@ -238,23 +221,19 @@ def _planar_path(start: float, end: float, angle: float, n: int, num_nodes: int)
     path = path_of(shift)
     widest = torch.nn.functional.cosine_similarity(path[1:], path[:-1]).min().clamp(-1, 1).acos().item()
     if widest > _WIDEST:
-        raise RuntimeError(
-            f"num_nodes = {num_nodes} leaves a step of {widest:.2f} rad, above {_WIDEST}: give more, as the radii "
-            f"{start:.4g} and {end:.4g} are far from that of noise, {math.sqrt(n - 1):.4g}"
-        )
+        why = f"the radii {start:.4g} and {end:.4g} are far from that of noise, {math.sqrt(n - 1):.4g}"
+        step = f"num_nodes = {num_nodes} leaves a step of {widest:.2f} rad, above {_WIDEST}"
+        raise RuntimeError(f"{step}: give more, as {why}")
     return path
 
 
 def _first_guess(start: float, end: float, angle: float, n: int, num_nodes: int) -> Tensor:
     """Return the cheaper of the great arc and of the way along the shell of noise, in steps of equal cost."""
     t = torch.linspace(0, 1, 10 * num_nodes + 1, dtype=torch.float64)
-    shell = torch.full_like(t, math.sqrt(n - 1))
-    to_shell, from_shell = (radius + (shell - radius) * s for radius, s in ((start, t), (end, t.flip(0))))
-    zero = torch.zeros_like(t)
-    candidates = [
-        (start + (end - start) * t, angle * t),
-        (torch.cat([to_shell, shell, from_shell]), torch.cat([zero, angle * t, angle + zero])),
-    ]
+    shell, zero = torch.full_like(t, math.sqrt(n - 1)), torch.zeros_like(t)
+    along_shell = torch.cat([start + (shell - start) * t, shell, end + (shell - end) * t.flip(0)])
+    around_shell = torch.cat([zero, angle * t, angle + zero])
+    candidates = (start + (end - start) * t, angle * t), (along_shell, around_shell)
     paths = [radius[:, None] * torch.stack([turn.cos(), turn.sin()], 1) for radius, turn in candidates]
     costs = [_steps(path, n)[0] * path.diff(dim=0).norm(dim=1) for path in paths]
     best = int(costs[1].sum() < costs[0].sum())

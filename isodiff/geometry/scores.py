@@ -18,12 +18,14 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
+from isodiff.geometry.sphere import require_at_least
+
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class AnalyticScore:
     """A score ``∇ log p_σ`` in closed form, with its density, its samples and the manifold behind it; σ > 0.
 
-    A subclass gives the ``dimension`` d and, for x of shape (M, d), the four functions that begin with an underscore.
+    A subclass gives the ``dimension`` d of the space and `_score`, `_log_density`, `_distance` and `_draw`.
     """
 
     sigma: float
@@ -46,8 +48,7 @@ class AnalyticScore:
 
     def sample(self, n: int, generator: torch.Generator | None = None, *, clean: bool = False) -> Tensor:
         """Draw n points of p_σ, (n, d) in float64: the clean ones of the same generator plus noise."""
-        if n < 1:
-            raise ValueError(f"n must be at least 1, got {n}")
+        require_at_least(1, n=n)
         points = self._draw(n, generator)
         noise = 0 if clean else self.sigma * torch.randn(points.shape, generator=generator, dtype=points.dtype)
         return points + noise
@@ -56,8 +57,7 @@ class AnalyticScore:
         """Return the score of the same clean data at another noise level."""
         return dataclasses.replace(self, sigma=sigma)
 
-    def _points(self, x: Tensor) -> Tensor:
-        # no check of values: it would break under vmap, and NaN comes out as NaN
+    def _points(self, x: Tensor) -> Tensor:  # values stay unchecked: that would break under vmap
         if x.ndim != 2 or x.shape[1] != self.dimension or not x.is_floating_point():
             shape = f"(M, {self.dimension})"
             raise ValueError(f"x must be a floating-point tensor of shape {shape}, got {x.dtype} {tuple(x.shape)}")
@@ -84,10 +84,7 @@ class LowRankGaussian(AnalyticScore):
         if self.variances.shape != (len(gram),) or not (self.variances > 0).all():
             raise ValueError(f"variances must be {len(gram)} positive numbers, got {self.variances}")
 
-    @property
-    def dimension(self) -> int:
-        """Dimension d of the space."""
-        return len(self.basis)
+    dimension = property(lambda self: len(self.basis))
 
     def _score(self, x: Tensor) -> Tensor:
         basis, signal = self.basis.to(x), self.variances.to(x)
@@ -126,19 +123,17 @@ class GaussianMixture(AnalyticScore):
         if w is not None and not (w.shape == self.means.shape[:1] and (w >= 0).all() and 0 < w.sum() < math.inf):
             raise ValueError(f"weights must be {len(self.means)} numbers ≥ 0, not all of them 0; got {w}")
         if self.edges is not None and (spacing := self._segments[1].norm(dim=1).max()) > self.sigma:
-            raise ValueError(
-                f"sigma must be at least the spacing of the points of a curve, {spacing:.3g}; got {self.sigma}"
-            )
+            least = f"at least the spacing of the points of a curve, {spacing:.3g}"
+            raise ValueError(f"sigma must be {least}; got {self.sigma}")
 
-    @property
-    def dimension(self) -> int:
-        """Dimension d of the space."""
-        return self.means.shape[1]
+    dimension = property(lambda self: self.means.shape[1])
+
+    def _weights(self, like: Tensor) -> Tensor:
+        return torch.ones(len(self.means)).to(like) if self.weights is None else self.weights.to(like)
 
     def _logits(self, x: Tensor) -> Tensor:
         """Return log wᵢ − ‖x − mᵢ‖²/2σ² up to −‖x‖²/2σ², (M, k)."""
-        means = self.means.to(x)
-        weights = torch.ones_like(means[:, 0]) if self.weights is None else self.weights.to(x)
+        means, weights = self.means.to(x), self._weights(x)
         return (x @ means.mT - means.square().sum(1) / 2) / self.sigma**2 + (weights / weights.sum()).log()
 
     def _score(self, x: Tensor) -> Tensor:
@@ -157,8 +152,8 @@ class GaussianMixture(AnalyticScore):
         return (from_start - position[..., None] * along).norm(dim=2).amin(1)
 
     def _draw(self, n: int, generator: torch.Generator | None) -> Tensor:
-        weights = torch.ones(len(self.means)) if self.weights is None else self.weights
-        return self.means.double()[torch.multinomial(weights.double(), n, replacement=True, generator=generator)]
+        means = self.means.double()
+        return means[torch.multinomial(self._weights(means), n, replacement=True, generator=generator)]
 
     @property
     def _segments(self) -> tuple[Tensor, Tensor]:
@@ -185,10 +180,7 @@ class NoisyShell(AnalyticScore):
         if self.shell_dimension not in (2, 3):
             raise ValueError(f"shell_dimension must be 2 (a circle) or 3 (a sphere), got {self.shell_dimension}")
 
-    @property
-    def dimension(self) -> int:
-        """Dimension d of the space."""
-        return self.shell_dimension
+    dimension = property(lambda self: self.shell_dimension)
 
     @property
     def ridge_radius(self) -> float:
@@ -199,16 +191,15 @@ class NoisyShell(AnalyticScore):
         return brentq(lambda r: float(self(unit * r)[0, 0]), 1e-9, 1.0, xtol=1e-15, rtol=1e-15)
 
     def _score(self, x: Tensor) -> Tensor:
-        pull = (1 / self.sigma**2) ** 2 * _mean_cosine(self._squared_kappa(x), self.dimension)
-        return x * (pull - 1 / self.sigma**2)[:, None]
+        precision = 1 / self.sigma**2
+        pull = precision**2 * _mean_cosine(x.square().sum(1) * precision**2, self.dimension)
+        return x * (pull - precision)[:, None]
 
     def _log_density(self, x: Tensor) -> Tensor:
         decay = (x.square().sum(1) + 1) / (2 * self.sigma**2)
         volume = self.dimension * math.log(2 * math.pi * self.sigma**2) / 2
-        return _log_mean_exponential(self._squared_kappa(x), self.dimension) - decay - volume
-
-    def _squared_kappa(self, x: Tensor) -> Tensor:
-        return x.square().sum(1) * (1 / self.sigma**2) ** 2
+        square = x.square().sum(1) * (1 / self.sigma**2) ** 2  # κ²
+        return _log_mean_exponential(square, self.dimension) - decay - volume
 
     def _distance(self, x: Tensor) -> Tensor:
         return (x.norm(dim=1) - 1).abs()
@@ -220,28 +211,22 @@ class NoisyShell(AnalyticScore):
 
 def _log_mean_exponential(q: Tensor, d: int) -> Tensor:
     """Return log c(κ) of q = κ², with c the mean of exp(κ cos) over S^{d−1}: I₀ for d = 2, sinh κ/κ for d = 3."""
-    small, kappa = _split(q)
+    small, kappa = q < 1, torch.where(q < 1, 1.0, q).sqrt()  # a root has no derivative in x at the origin
     tail = torch.special.i0e(kappa).log() if d == 2 else (-torch.expm1(-2 * kappa) / (2 * kappa)).log()
     return torch.where(small, _series(q, d, derivative=False).log(), kappa + tail)
 
 
 def _mean_cosine(q: Tensor, d: int) -> Tensor:
     """Return A(κ)/κ = 2 ∂log c/∂q of q = κ², which runs from 1/d at 0 to 0 at infinity."""
-    small, kappa = _split(q)
+    small, kappa = q < 1, torch.where(q < 1, 1.0, q).sqrt()
     cosine = torch.special.i1e(kappa) / torch.special.i0e(kappa) if d == 2 else 1 / kappa.tanh() - 1 / kappa
     return torch.where(small, 2 * _series(q, d, derivative=True) / _series(q, d, derivative=False), cosine / kappa)
 
 
-def _split(q: Tensor) -> tuple[Tensor, Tensor]:
-    """Return where the power series serves, and κ elsewhere: it has no derivative in x at the origin."""
-    return q < 1, torch.where(q < 1, 1.0, q).sqrt()
-
-
 def _series(q: Tensor, d: int, *, derivative: bool) -> Tensor:
     """Return c = ₀F₁(d/2; q/4), or ∂c/∂q, for q < 1 to the last digit (DLMF 16.2.1, 10.39.9)."""
-    term = coefficient = torch.ones_like(q)
-    q = torch.where(q < 1, q, 0.0)
-    total = torch.zeros_like(q) if derivative else term
+    coefficient, q = torch.ones_like(q), torch.where(q < 1, q, 0.0)
+    total = torch.zeros_like(q) if derivative else coefficient
     for k in range(1, 12):
         coefficient = coefficient / (4 * k * (d / 2 + k - 1))
         total = total + coefficient * (k * q ** (k - 1) if derivative else q**k)
@@ -252,8 +237,7 @@ def curve(points: Tensor, *, sigma: float, weights: Tensor | None = None, closed
     """Return the score of noisy data on a curve through points, (k, d), a `GaussianMixture` whose modes have merged.
 
     Points are in order, and at equal distances for a uniform density; ``weights``, (k,), are the density along the
-    curve. Between points at distance h ≤ σ the density ripples by a share of 2 exp(−2π²σ²/h²) < 1e-8, outside a bend
-    by more. The ``distance`` is that to the polygon.
+    curve. Between points at distance h ≤ σ it ripples by a share of 2 exp(−2π²σ²/h²) < 1e-8, outside a bend by more.
     """
     k = len(points)
     if points.ndim != 2 or k < 2:

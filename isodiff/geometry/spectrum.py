@@ -7,17 +7,7 @@ The rows of ``Q`` are an orthonormal basis of the Krylov space, which grows by a
 
 with ``B`` the next block. The eigenvalues of ``T`` (Ritz values) rise towards the squared singular values as the space
 grows (Cauchy's interlacing), and ``v = Qᵀc`` with ``T c = σ²c`` leaves ``‖A v − σ²v‖ = ‖R c'‖``, ``c'`` the last ``b``
-entries of ``c``. There are three ways to say "close enough":
-
-| criterion | stops when | meant for | if not given |
-|---|---|---|---|
-| ``"residual"`` | ``‖Jᵀu − σv‖ ≤ tolerance · σ₁`` for every triplet | vectors, and values to many digits | √ε |
-| ``"values"`` | none is expected to rise by more than the share ``tolerance`` | values to a per cent | 0.005 |
-| ``"subspace"`` | ``sin φ ≤ tolerance`` | the leading subspace | 0.01 |
-
-with ``φ`` the largest principal angle between the leading subspaces before and after the space grew by a tenth. The
-rise still to come is extrapolated from the last two tenths, an estimate and no bound: at 0.005 it left 0.4 % for the
-encoders of trained U-Nets. Where ``σₖ ≈ σₖ₊₁`` the subspace is hardly determined. A dimension costs two products.
+entries of ``c``. A dimension costs two products.
 """
 
 from __future__ import annotations
@@ -25,10 +15,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from isodiff.geometry.sphere import require_option
 
 Criterion = Literal["residual", "values", "subspace"]
 Product = Callable[[Tensor], Tensor]
@@ -54,19 +46,24 @@ def leading_triplets(
 ) -> tuple[Tensor, Tensor]:
     """Return the ``k`` leading singular values, (B, k), and right singular vectors, (B, k, n), of every matrix.
 
-    A matrix's are those at which its own criterion held first, so that they do not depend on the others. A criterion
-    that does not hold in time, or a product that is not finite, is a RuntimeError.
-
     ``push`` is ``J`` times vectors, (B, b, n) → (B, b, m) for any b, ``pull`` ``Jᵀ`` times covectors, and ``project``
     the orthogonal projection onto the space of ``dimension`` ≤ n that ``Jᵀ`` maps to. ``like``, (B, n), has the
-    precision and the device to compute in.
+    precision and the device to compute in, and ``generator``, of a fixed seed if not given, starts all matrices alike.
+    A matrix's triplets are those at which its own criterion held first, so that they do not depend on the others:
 
-    The smaller ``block_size`` b, the fewer the products, but of a value more often degenerate than b, copies may be
-    missed. ``max_iterations`` bounds the dimension of the space, in multiples of k. ``generator`` starts all matrices
-    alike; a fixed seed if not given.
+    | criterion | stops when | meant for | tolerance, if not given |
+    |---|---|---|---|
+    | ``"residual"`` | ``‖Jᵀu − σv‖ ≤ tolerance · σ₁`` for every triplet | vectors, and values to many digits | √ε |
+    | ``"values"`` | none is expected to rise by more than the share ``tolerance`` | values to a per cent | 0.005 |
+    | ``"subspace"`` | ``sin φ ≤ tolerance`` | the leading subspace, where ``σₖ`` and ``σₖ₊₁`` differ | 0.01 |
+
+    with ``φ`` the largest principal angle between the leading subspaces before and after the space grew by a tenth. The
+    rise is extrapolated from the last two tenths, an estimate and no bound: at 0.005 it left 0.4 % for trained U-Nets.
+    A criterion that does not hold within ``max_iterations`` · k dimensions, or a product that is not finite, is a
+    RuntimeError. The smaller ``block_size`` b, the fewer the products, but of a value more often degenerate than b,
+    copies may be missed.
     """
-    if criterion not in get_args(Criterion):
-        raise ValueError(f"criterion must be one of {get_args(Criterion)}, got {criterion!r}")
+    require_option(criterion, Criterion, "criterion")
     if not 1 <= k <= min(dimension, num_outputs):
         raise ValueError(f"k must be between 1 and {min(dimension, num_outputs)}, got {k}")
     if block_size is None:
@@ -76,7 +73,6 @@ def leading_triplets(
     measure, name = _CRITERIA[criterion]
     if tolerance is None:
         tolerance = {"residual": math.sqrt(_eps(like)), "values": 5e-3, "subspace": 1e-2}[criterion]
-
     space = _Space(push, pull, project, like, num_outputs, generator or torch.Generator().manual_seed(_SEED))
     sigma, right = like.new_zeros(len(like), k), like.new_zeros(len(like), k if vectors else 0, like.shape[1])
     waiting = torch.ones(len(like), dtype=torch.bool, device=like.device)
@@ -115,7 +111,6 @@ class _Space:
     image = property(lambda self: self._rooms[1][:, : self.size])
 
     def grow(self, count: int) -> None:
-        """Add ``count`` basis vectors."""
         block = self._next_block(count)
         image = self.push(block)
         self._append(block, image)
@@ -162,9 +157,9 @@ class _Space:
 
     def _next_block(self, count: int) -> Tensor:
         """Return the next orthonormal block, with a random vector wherever the Krylov space is exhausted."""
-        like, source = self.like, self.generator
-        noise = torch.randn(count, like.shape[1], generator=source, device=source.device, dtype=like.dtype)
-        noise = self.project(noise.to(like.device).expand(len(like), -1, -1))
+        options = {"generator": self.generator, "device": self.generator.device, "dtype": self.like.dtype}
+        noise = torch.randn(count, self.like.shape[1], **options).to(self.like.device)
+        noise = self.project(noise.expand(len(self.like), -1, -1))
         if self.size == 0:
             return self._orthonormal(noise)
         scale = self.gram.diagonal(dim1=1, dim2=2).amax(1, keepdim=True)
@@ -184,19 +179,17 @@ class _Spectrum:
     """What the Krylov spaces tell about the ``k`` leading triplets, now and at the two looks before."""
 
     def __init__(self, space: _Space, k: int, before: _Spectrum | None) -> None:
-        self.size, self.k, self._gram, self._coupling = space.size, k, space.gram, space.coupling
-        self.before = before
+        self.size, self.k, self.before = space.size, k, before
+        self._gram, self._coupling = space.gram, space.coupling
         if before is not None and before.before is not None:
             before.before.before = None
 
     @cached_property
     def values(self) -> Tensor:
-        """Estimates of the singular values, from below, (B, k)."""
         return torch.linalg.eigvalsh(self._gram)[:, -self.k :].flip(1).clamp_min(0).sqrt()
 
     @cached_property
     def weights(self) -> Tensor:
-        """Orthonormal eigenvectors of ``T``, (B, D, k)."""
         return torch.linalg.eigh(self._gram)[1][:, :, -self.k :].flip(2)
 
     def residual(self) -> Tensor:
@@ -210,10 +203,7 @@ class _Spectrum:
         return residuals.amax(1) / self.values[:, 0].clamp_min(_tiny(square))
 
     def rise(self) -> Tensor:
-        """Return the largest share by which a value has yet to rise, (B,).
-
-        Rises that shrink by a factor ``ρ`` each time add up to ``ρ / (1 − ρ)`` times the last one.
-        """
+        """Return the largest share by which a value has yet to rise, (B,): rises shrinking by ρ add up to ρ/(1 − ρ)."""
         if self.before is None or self.before.before is None:
             return torch.full_like(self.values[:, 0], math.inf)
         last, previous = self._share(), self.before._share()

@@ -1,13 +1,12 @@
 r"""The sphere that Gaussian noise lives on: its radius, a chart, its tangent spaces, and curves upon it.
 
 The norm of ``x ~ N(0, Iₙ)`` concentrates at ``r ≈ √n``, spread by about ``1/√2`` whatever ``n``. Here ``‖x‖ = r``,
-``x̂ = x / ‖x‖``, ``x'`` holds the first ``n − 1`` coordinates of ``x``, and ``z`` in ℝⁿ⁻¹ are its stereographic
+``x̂ = x / r``, ``x'`` holds the first ``n − 1`` coordinates of ``x``, and ``z`` in ℝⁿ⁻¹ are its stereographic
 coordinates from the pole ``(0, …, 0, r)``, with the sphere's metric there (Eq. 3 of Hahm et al. 2024),
 
     z = Π(x) = r x' / (r − xₙ),        G(z) = 4 r⁴ / (‖z‖² + r²)² · I.
 
 Eq. 2 of the paper prints the chart without the factor ``r``; its metric would be ``4 r² / (1 + ‖z‖²)² · I``.
-
 A step of arc length γ, in the units of x, along a unit tangent vector d is the exponential map
 ``cos(γ/r) x + r sin(γ/r) d``. A radius, γ or t is a number or one per row, (B,).
 """
@@ -16,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -38,8 +38,7 @@ def expected_radius(n: int) -> float:
 
 def stereographic(x: Tensor, radius: float | Tensor) -> Tensor:
     """Map points of the sphere, exact to √ε, to the plane, ``z = r x' / (r − xₙ)``, (B, n) → (B, n − 1)."""
-    _require_points(x, "x", minimum=2)
-    r = _radius(radius, x)
+    r = _chart_radius(radius, x, "x", 2)
     eps = torch.finfo(x.dtype).eps
     off = (x.norm(dim=1, keepdim=True) / r - 1).abs().max().item()
     if off > math.sqrt(eps):
@@ -53,16 +52,14 @@ def stereographic(x: Tensor, radius: float | Tensor) -> Tensor:
 
 def inverse_stereographic(z: Tensor, radius: float | Tensor) -> Tensor:
     """Map chart coordinates back, ``x = r (2 r z, ‖z‖² − r²) / (‖z‖² + r²)``, (B, n − 1) → (B, n)."""
-    _require_points(z, "z", minimum=1)
-    r = _radius(radius, z)
+    r = _chart_radius(radius, z, "z", 1)
     square = z.square().sum(dim=1, keepdim=True)
     return r * torch.cat([2 * r * z, square - r**2], dim=1) / (square + r**2)
 
 
 def conformal_factor(z: Tensor, radius: float | Tensor) -> Tensor:
     """Return ``4 r⁴ / (‖z‖² + r²)²``, by which the chart's metric scales the flat one (Eq. 3), (B, n − 1) → (B,)."""
-    _require_points(z, "z", minimum=1)
-    r = _radius(radius, z)
+    r = _chart_radius(radius, z, "z", 1)
     return (4 * r**4 / (z.square().sum(dim=1, keepdim=True) + r**2) ** 2).squeeze(1)
 
 
@@ -86,18 +83,18 @@ def tangent_projection(x: Tensor) -> Callable[[Tensor], Tensor]:
 
 def lerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
     """Interpolate along the chord, ``(1 − t) a + t b``, for a, b (B, *S)."""
-    flat_a, flat_b, position = _endpoints(a, b, t)
-    return ((1 - position) * flat_a + position * flat_b).reshape(a.shape).to(a.dtype)
+    flat_a, flat_b, t = _endpoints(a, b, t)
+    return ((1 - t) * flat_a + t * flat_b).reshape(a.shape).to(a.dtype)
 
 
 def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
     """Interpolate along the great arc, and between the two radii (Shoemake 1985), for a, b (B, *S).
 
     With ``θ`` the angle between ``a`` and ``b`` and ``q`` the unit vector of their plane orthogonal to ``â``, the path
-    is ``((1 − t)‖a‖ + t‖b‖) (cos(tθ) â + sin(tθ) q)``. Antipodal input has no unique arc: ``q`` is then the axis least
-    aligned with ``a``, made orthogonal to it. Gradients are finite everywhere; half precision is computed in float32.
+    is ``((1 − t)‖a‖ + t‖b‖) (cos(tθ) â + sin(tθ) q)``; for antipodes, ``q`` is the axis least aligned with ``a``, made
+    orthogonal to it. Gradients are finite everywhere; half precision is computed in float32.
     """
-    flat_a, flat_b, position = _endpoints(a, b, t)
+    flat_a, flat_b, t = _endpoints(a, b, t)
     eps = torch.finfo(flat_a.dtype).eps
     unit_a, unit_b = _unit(flat_a, "a"), _unit(flat_b, "b")
     cosine = (unit_a * unit_b).sum(dim=1, keepdim=True)
@@ -108,19 +105,15 @@ def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
     # Near θ = 0, cos(tθ) and sin(tθ)/sin(θ) are smooth in sin²θ while θ itself is not: hence the series.
     collinear = (sine_squared < math.sqrt(eps)) & (cosine > 0)
     antipodal = (sine_squared < (8 * eps) ** 2) & (cosine < 0)
-    generic = ~(collinear | antipodal)
-    sine = torch.where(generic, sine_squared, 1.0).sqrt()
-    angle = torch.where(generic, torch.atan2(sine, cosine), math.pi)
-    along = torch.where(collinear, 1 - position**2 * sine_squared / 2, torch.cos(position * angle))
-    sideways = torch.where(
-        collinear, position * (1 + (1 - position**2) * sine_squared / 6), torch.sin(position * angle) / sine
-    )
+    sine = torch.where(collinear | antipodal, 1.0, sine_squared).sqrt()
+    angle = torch.where(collinear | antipodal, math.pi, torch.atan2(sine, cosine))
+    along = torch.where(collinear, 1 - t**2 * sine_squared / 2, torch.cos(t * angle))
+    sideways = torch.where(collinear, t * (1 + (1 - t**2) * sine_squared / 6), torch.sin(t * angle) / sine)
     axis = torch.nn.functional.one_hot(unit_a.abs().argmin(dim=1), unit_a.shape[1]).to(unit_a)
     aside = axis - (axis * unit_a).sum(dim=1, keepdim=True) * unit_a
     aside = aside / aside.norm(dim=1, keepdim=True).clamp_min(eps)
-    across = torch.where(antipodal, aside, across)
-    radius = (1 - position) * flat_a.norm(dim=1, keepdim=True) + position * flat_b.norm(dim=1, keepdim=True)
-    return (radius * (along * unit_a + sideways * across)).reshape(a.shape).to(a.dtype)
+    radius = (1 - t) * flat_a.norm(dim=1, keepdim=True) + t * flat_b.norm(dim=1, keepdim=True)
+    return (radius * (along * unit_a + sideways * torch.where(antipodal, aside, across))).reshape(a.shape).to(a.dtype)
 
 
 def move(x: Tensor, direction: Tensor, gamma: float | Tensor) -> Tensor:
@@ -139,13 +132,13 @@ def combine(x: Tensor, directions: Tensor, gammas: Sequence[float] | Tensor) -> 
     orthogonal directions, one after the other, commute to first order only.
     """
     require_batch(x, "x")
-    vectors = _vectors(directions, x)
+    tangent = vectors = _vectors(directions, x)
     flat = x.flatten(1).to(vectors.dtype)
-    radial, tangent = _unit(flat, "x")[:, None], vectors
+    radial = _unit(flat, "x")[:, None]
     for _ in range(2):  # the second time removes what rounding left of a long radial part
         tangent = tangent - (tangent @ radial.mT) * radial
-    length, whole = tangent.norm(dim=2, keepdim=True), vectors.norm(dim=2, keepdim=True)
-    if not (length > math.sqrt(torch.finfo(vectors.dtype).eps) * whole).all():  # false for zero and for NaN
+    length, least = tangent.norm(dim=2, keepdim=True), math.sqrt(torch.finfo(vectors.dtype).eps)
+    if not (length > least * vectors.norm(dim=2, keepdim=True)).all():  # false for zero and for NaN
         raise ValueError("direction must have a part tangent at x; got one that is zero, radial or not finite")
     each, all_rows = tuple(vectors.shape[:2]), tuple(vectors.shape[1:2])
     weights = torch.as_tensor(gammas, dtype=vectors.dtype, device=x.device)
@@ -154,10 +147,8 @@ def combine(x: Tensor, directions: Tensor, gammas: Sequence[float] | Tensor) -> 
     step = (weights.expand(each)[..., None] * (tangent / length)).sum(1)
     radius, arc = flat.norm(dim=1, keepdim=True), step.norm(dim=1, keepdim=True)
     if not (arc <= math.pi * radius * (1 + 1e-6)).all():  # false for NaN
-        raise ValueError(
-            f"gamma must be finite and at most half a great circle, π‖x‖ = {math.pi * radius.min():.4g}; "
-            f"got an arc of length {arc.max():.4g}"
-        )
+        most = f"at most half a great circle, π‖x‖ = {math.pi * radius.min():.4g}"
+        raise ValueError(f"gamma must be finite and {most}; got an arc of length {arc.max():.4g}")
     angle = arc / radius
     return (torch.cos(angle) * flat + torch.sinc(angle / math.pi) * step).reshape(x.shape).to(x.dtype)
 
@@ -165,31 +156,29 @@ def combine(x: Tensor, directions: Tensor, gammas: Sequence[float] | Tensor) -> 
 def transport(direction: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Carry vectors tangent at x, (B, *S) or several a row, (B, k, *S), to y along the shorter great arc, in parallel.
 
-    On tangent vectors that is the reflection ``P v = v − 2 (v·s) s / ‖s‖²``, ``s = x̂ + ŷ``: norms and angles are kept,
-    and P y→x undoes P x→y. The radii may differ. Refused are vectors more than a thousandth radial, and opposite points
-    (within 0.001 rad).
+    On tangent vectors that is the reflection ``P v = v − 2 (v·s) s / ‖s‖²``, ``s = x̂ + ŷ``; the radii may differ.
+    Refused are vectors more than a thousandth radial, and opposite points (within 0.001 rad).
     """
     require_pair(x, y, "x", "y")
     vectors = _vectors(direction, x)
     unit_x, unit_y = (_unit(p.flatten(1).to(vectors.dtype), name)[:, None] for p, name in ((x, "x"), (y, "y")))
-    tiny = torch.finfo(vectors.dtype).tiny
-    slope = ((vectors @ unit_x.mT).abs() / vectors.norm(dim=2, keepdim=True).clamp_min(tiny)).max()
+    lengths = vectors.norm(dim=2, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
+    slope = ((vectors @ unit_x.mT).abs() / lengths).max()
     if not slope <= 1e-3:  # false for NaN
-        raise ValueError(
-            f"direction must be tangent at x; {slope:.3g} of its length is radial: apply project_to_tangent first"
-        )
-    between = unit_x + unit_y
-    square = between.square().sum(2, keepdim=True)
+        how = f"{slope:.3g} of its length is radial: apply project_to_tangent first"
+        raise ValueError(f"direction must be tangent at x; {how}")
+    s = unit_x + unit_y
+    square = s.square().sum(2, keepdim=True)
     if (square < 1e-6).any():
         raise ValueError("y must not be opposite to x, as no great arc between them is the shorter one")
-    carried = vectors - 2 * (vectors @ between.mT) * between / square
-    return carried.reshape(direction.shape).to(direction.dtype)
+    return (vectors - 2 * (vectors @ s.mT) * s / square).reshape(direction.shape).to(direction.dtype)
 
 
 def require_batch(x: Tensor, name: str) -> None:
-    """Refuse anything but a finite floating-point batch (B, *S) with at least two numbers a row."""
-    if not x.is_floating_point():
-        raise ValueError(f"{name} must be a floating-point tensor, got {x.dtype}")
+    """Refuse all but a finite floating-point batch (B, *S) with at least two numbers a row."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"{name} must be a floating-point tensor, got {got}")
     if x.ndim < 2 or x.shape[0] == 0:
         raise ValueError(f"{name} must be a non-empty batch (B, *S), rank 2 or more; got shape {tuple(x.shape)}")
     if x[0].numel() < 2:
@@ -204,17 +193,23 @@ def require_same_shape(a: Tensor, b: Tensor, name_a: str, name_b: str) -> None:
 
 
 def require_pair(a: Tensor, b: Tensor, name_a: str = "a", name_b: str = "b") -> None:
-    """Refuse anything but two finite floating-point batches of one shape (B, *S)."""
+    """Refuse all but two finite floating-point batches of one shape (B, *S)."""
     require_batch(a, name_a)
     require_batch(b, name_b)
     require_same_shape(b, a, name_b, name_a)
 
 
-def _require_points(x: Tensor, name: str, *, minimum: int) -> None:
-    if x.ndim != 2 or len(x) == 0 or x.shape[1] < minimum:
-        need = f"of rank 2, at least {minimum} columns, one point a row and at least one"
-        raise ValueError(f"{name} must be {need}; got shape {tuple(x.shape)}")
-    _require_finite(x, name)
+def require_option(value: str, options: object, name: str) -> None:
+    """Refuse a string that is none of a Literal's."""
+    if value not in get_args(options):
+        raise ValueError(f"{name} must be one of {get_args(options)}, got {value!r}")
+
+
+def require_at_least(minimum: int, **values: int) -> None:
+    """Refuse numbers that are too small, by name."""
+    for name, value in values.items():
+        if value < minimum:
+            raise ValueError(f"{name} must be at least {minimum}, got {value}")
 
 
 def _require_finite(x: Tensor, name: str) -> None:
@@ -229,7 +224,12 @@ def _column(value: Tensor, x: Tensor, name: str) -> Tensor:
     return value.reshape(-1, 1)
 
 
-def _radius(radius: float | Tensor, x: Tensor) -> Tensor:
+def _chart_radius(radius: float | Tensor, x: Tensor, name: str, columns: int) -> Tensor:
+    """Check points and a radius of theirs; return it as (1, 1) or (B, 1)."""
+    if x.ndim != 2 or len(x) == 0 or x.shape[1] < columns:
+        need = f"rank 2, at least {columns} columns, one point a row and at least one"
+        raise ValueError(f"{name} must be of {need}; got shape {tuple(x.shape)}")
+    _require_finite(x, name)
     r = _column(torch.as_tensor(radius, dtype=x.dtype, device=x.device), x, "radius")
     if not (torch.isfinite(r) & (r > 0)).all():
         raise ValueError(f"radius must be positive and finite, got {radius!r}")
@@ -247,19 +247,16 @@ def _endpoints(a: Tensor, b: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor,
     """Check the arguments of an interpolation; return (B, n), (B, n) and (B, 1) or (1, 1) in float32 or better."""
     require_pair(a, b)
     dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
-    position = _column(torch.as_tensor(t, dtype=dtype, device=a.device), a, "t")
-    _require_finite(position, "t")
-    return a.flatten(1).to(dtype), b.flatten(1).to(dtype), position
+    t = _column(torch.as_tensor(t, dtype=dtype, device=a.device), a, "t")
+    _require_finite(t, "t")
+    return a.flatten(1).to(dtype), b.flatten(1).to(dtype), t
 
 
 def _vectors(direction: Tensor, x: Tensor) -> Tensor:
     """Return (B, k, n) in float32 or better, of (B, *S) with k = 1 or (B, k, *S)."""
-    several = direction.ndim == x.ndim + 1
-    expected = (len(x), *direction.shape[1:2], *x.shape[1:]) if several else tuple(x.shape)
-    if tuple(direction.shape) != expected or direction.numel() == 0:
-        raise ValueError(
-            f"direction must have the shape {tuple(x.shape)} of x, or {(len(x), 'k', *x.shape[1:])}; "
-            f"got {tuple(direction.shape)}"
-        )
-    flat = direction.reshape(len(x), -1, x[0].numel())
-    return flat.to(torch.promote_types(torch.promote_types(flat.dtype, x.dtype), torch.float32))
+    one, shape = tuple(x.shape), tuple(direction.shape)
+    if shape not in (one, (one[0], *shape[1:2], *one[1:])) or direction.numel() == 0:
+        accepted = f"the shape {one} of x, or {(one[0], 'k', *one[1:])}"
+        raise ValueError(f"direction must have {accepted}; got {shape}")
+    dtype = torch.promote_types(torch.promote_types(direction.dtype, x.dtype), torch.float32)
+    return direction.reshape(len(x), -1, x[0].numel()).to(dtype)

@@ -7,13 +7,13 @@
 | are paths straight in H? | `trajectory` |
 | is a map an isometry? | `jacobians` |
 | does noise on images lie on a sphere? | `shell` |
-| do attributes separate? | `separability`; `attributes` ← `attribute_training` |
-| what does the truth say of faces? | `truth` of their paths, `tangents` |
+| do attributes separate? | `separability`, by `attributes` |
+| what does the truth say of faces? | `truth` of their paths and tangents |
 | does an edit do what it should? | `edits` |
-| which way from one image to another, and how evenly? | `interpolation` |
-| all of them, of one model | `evaluation`; `suite` lists them, and how much of each |
+| which way from one image to another, and how evenly? | `interpolation`; `frames` of paths in folders |
+| all of them, of one model | `evaluation` |
 
-Common to all: `measure` (units in pieces that are kept, numbers with intervals, differences in pairs) and `generator`
+Common to all: `measure` (units in pieces that are kept, numbers with intervals, records of models) and `generator`
 (latents by number, the sampler as a map). The names below can be imported from here; each is loaded, with the library
 behind it, when it is first asked for.
 """
@@ -23,17 +23,16 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "attribute_training": ["held_out_table", "train_attributes"],
-        "attributes": ["open_attributes", "read_labels"],
+        "attributes": ["held_out_table", "open_attributes", "read_labels", "train_attributes"],
         "edits": ["direction_effects", "effects", "inversion_error", "neighbour_correlation", "norm_ratio"],
-        "evaluation": ["real_images"],
+        "evaluation": ["evaluate", "real_images"],
         "fidelity": ["extract_features", "fid", "frechet_distance", "kernel_distance", "kid"],
-        "generator": ["Generator", "draw_latents", "model_digest", "to_uint8"],
+        "frames": ["evaluate_frames", "frame_statistics", "student_interval"],
+        "generator": ["Generator", "draw_latents", "to_uint8"],
         "interpolation": [
             "CLOSED_FORM",
             "Ends",
             "SOLVED",
-            "Tangential",
             "adjacent_distances",
             "interpolation_quality",
             "path_smoothness",
@@ -52,29 +51,30 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "measure": [
             "Measurement",
+            "Record",
             "bootstrap_interval",
             "cached",
             "compare",
-            "content_digest",
+            "comparison_table",
+            "git_revision",
             "jackknife_interval",
             "paired_bootstrap_interval",
             "paired_ratio_interval",
+            "versions",
         ],
-        "networks": [
-            "fetch_weights",
-            "fidelity_names",
-            "find_weights",
-            "inception_features",
-            "inception_state",
-            "perceptual_distance",
-        ],
-        "path_length": ["Distance", "epsilon_sweep", "path_speed", "perceptual_path_length", "squared_l2"],
-        "record": ["Record", "comparison_table", "git_revision", "versions"],
-        "suite": ["evaluate"],
+        "networks": ["fetch_weights", "inception_features", "perceptual_distance"],
+        "path_length": ["Distance", "path_speed", "perceptual_path_length", "squared_l2"],
         "separability": ["linear_separability", "separability_score"],
         "shell": ["measure_shell"],
-        "tangents": ["encoder_alignment", "principal_angles", "tangent_alignment", "tangent_space"],
-        "trajectory": ["ROUND_EMBEDDING", "relative_trajectory_length", "trajectory_ratio"],
-        "truth": ["excess_variation", "path_truth", "straightness"],
+        "trajectory": ["relative_trajectory_length", "trajectory_ratio"],
+        "truth": [
+            "encoder_alignment",
+            "excess_variation",
+            "path_truth",
+            "principal_angles",
+            "straightness",
+            "tangent_alignment",
+            "tangent_space",
+        ],
     },
 )

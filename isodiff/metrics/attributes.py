@@ -1,82 +1,63 @@
-"""What an image shows, as probabilities: from a fit of the renderer, or from a network trained on labelled images."""
+"""What an image shows, as probabilities: by a fit of the renderer, or by a network trained on labelled images."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from scipy.stats import binomtest
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm.auto import tqdm
 
+from isodiff import diffusion
 from isodiff.datasets import check_images
 from isodiff.datasets.face_factors import estimate_factors
 from isodiff.datasets.faces import FACTORS
-from isodiff.files import write_whole
+from isodiff.files import claim_folder, write_whole
 from isodiff.metrics.measure import content_digest
 
 RECORD, WEIGHTS = "attributes.json", "model.safetensors"
-
-
-class AttributeClassifier(Protocol):
-    """Tells the A attributes `names` of images; `digest` is the SHA-256 of all that its answers depend on."""
-
-    names: tuple[str, ...]
-    digest: str
-
-    def probabilities(self, images: Tensor) -> np.ndarray:
-        """Return (N, A) values in [0, 1] for images (N, 3, H, W) in [−1, 1]."""
-        ...
+OURS = (RECORD, *diffusion.CHECKPOINTS)  # of these a training leaves one
 
 
 class FaceAttributes:
-    """The ten factors z of rendered faces, found by fitting the renderer: p = (1 + z)/2.
-
-    A face that the renderer drew gets its own factors; any other image those of the most similar face. Cost: about 120
-    renderings an image.
-    """
+    """The ten factors z of rendered faces, p = (1 + z)/2, of other images those of the most similar face."""
 
     names = FACTORS
     digest = content_digest("renderer's factors, version 1", *FACTORS)
 
     def probabilities(self, images: Tensor) -> np.ndarray:
-        """Return (N, 10) values in [0, 1] for images (N, 3, R, R); ½ is the middle of a factor's range."""
+        """Return (N, 10) values in [0, 1] for images (N, 3, R, R), at the cost of about 120 renderings each."""
         factors = estimate_factors(check_images(images, len(images), name="the source of the images")).factors
         return (1 + factors.clamp(-1, 1).cpu().double().numpy()) / 2
 
 
 class NetworkAttributes:
-    """A torchvision classification network, as `build_network` makes it, with one sigmoid for each attribute.
-
-    Images of another side than `resolution`, that of training, are resized to it. `record` holds what else is known,
-    such as settings and held-out accuracies, as plain JSON values.
-    """
+    """A network of `build_network` with a sigmoid an attribute; `record` holds further facts, plain JSON values."""
 
     def __init__(
-        self,
-        network: nn.Module,
-        names: Sequence[str],
-        *,
-        architecture: str,
-        resolution: int,
-        record: Mapping[str, Any] | None = None,
+        self, network: nn.Module, names: Sequence[str], architecture: str, resolution: int, record: dict | None = None
     ) -> None:
+        weights = (part for key, value in sorted(network.state_dict().items()) for part in (key, value))
+        self.digest = content_digest(architecture, str(resolution), *names, *weights)  # of all that answers depend on
         self.network, self.names = network.eval(), tuple(names)
         self.architecture, self.resolution, self.record = architecture, resolution, dict(record or {})
-        weights = (part for key, value in sorted(network.state_dict().items()) for part in (key, value))
-        self.digest = content_digest(architecture, str(resolution), *self.names, *weights)
 
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> np.ndarray:
-        """Return (N, A) float64 probabilities for images (N, 1 or 3, H, W) in [−1, 1]; one channel stands for grey."""
+        """Return (N, A) float64 probabilities for images (N, 1 or 3, H, W) in [−1, 1], resized to the network's."""
         images = check_images(images, len(images), name="the source of the images")
         device = next(self.network.parameters()).device
         logits = [self.network(fit_images(piece.to(device), self.resolution)) for piece in images.split(64)]
@@ -85,42 +66,35 @@ class NetworkAttributes:
     def save(self, directory: str | Path) -> None:
         """Write weights and record; whoever reads sees both of one network or an error, never a mixture."""
         weights = save({key: value.cpu().contiguous() for key, value in self.network.state_dict().items()})
-        record = {
-            "architecture": self.architecture,
-            "resolution": self.resolution,
-            "names": list(self.names),
-            "sha256": hashlib.sha256(weights).hexdigest(),
-            **self.record,
-        }
+        record = {"architecture": self.architecture, "resolution": self.resolution, "names": list(self.names)}
+        record |= {"sha256": hashlib.sha256(weights).hexdigest(), **self.record}
         write_whole(Path(directory) / WEIGHTS, weights)
         write_whole(Path(directory) / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, directory: str | Path, *, device: str | torch.device = "cpu") -> NetworkAttributes:
         """Read what `save` wrote."""
-        directory, fix = Path(directory), "train it again with `isodiff train-attributes`"
-        for name in (RECORD, WEIGHTS):
-            if not (directory / name).is_file():
-                raise FileNotFoundError(
-                    f"no attribute classifier in {directory}: {name} is missing; "
-                    "give 'faces' or a directory that `isodiff train-attributes` wrote"
-                )
-        weights = (directory / WEIGHTS).read_bytes()
+        file, weights_file = Path(directory) / RECORD, Path(directory) / WEIGHTS
+        if missing := [path.name for path in (file, weights_file) if not path.is_file()]:
+            place = f"no attribute classifier in {directory}: {missing[0]} is missing"
+            raise FileNotFoundError(f"{place}; give 'faces' or a directory that `isodiff train-attributes` wrote")
+        weights, fix = weights_file.read_bytes(), "train it again with `isodiff train-attributes`"
         try:
-            record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
-            names, architecture, resolution, sha256 = (
-                record.pop(name) for name in ("names", "architecture", "resolution", "sha256")
-            )
+            record = json.loads(file.read_text(encoding="utf-8"))
+            names, architecture, resolution, sha256 = map(record.pop, ("names", "architecture", "resolution", "sha256"))
         except (ValueError, KeyError, AttributeError) as error:
-            raise ValueError(f"{directory / RECORD} is damaged ({error!r}); {fix}") from error
+            raise ValueError(f"{file} is damaged ({error!r}); {fix}") from error
         if hashlib.sha256(weights).hexdigest() != sha256:
-            raise ValueError(f"{directory / WEIGHTS} is damaged or belongs to another {RECORD}; {fix}")
+            raise ValueError(f"{weights_file} is damaged or belongs to another {RECORD}; {fix}")
         network = build_network(architecture, len(names), resolution)
         try:
             network.load_state_dict(load(weights))
         except (SafetensorError, RuntimeError) as error:
-            raise ValueError(f"{directory / WEIGHTS} does not fit {architecture} ({error}); {fix}") from error
-        return cls(network.to(device), names, architecture=architecture, resolution=resolution, record=record)
+            raise ValueError(f"{weights_file} does not fit {architecture} ({error}); {fix}") from error
+        return cls(network.to(device), names, architecture, resolution, record)
+
+
+AttributeClassifier = FaceAttributes | NetworkAttributes
 
 
 def open_attributes(spec: str, *, device: str | torch.device = "cpu") -> AttributeClassifier:
@@ -133,16 +107,16 @@ def build_network(architecture: str, num_attributes: int, resolution: int) -> nn
     known = torchvision.models.list_models(module=torchvision.models)
     if architecture not in known:
         raise ValueError(f"architecture is {architecture!r}; torchvision has {', '.join(known)}")
+    options = {"weights": None, "num_classes": num_attributes}
     try:
         with torch.device("meta"):  # shapes without numbers: does it take such images, and answer as it should?
-            logits = torchvision.models.get_model(architecture, weights=None, num_classes=num_attributes)(
-                torch.zeros(2, 3, resolution, resolution)
-            )
+            images = torch.zeros(2, 3, resolution, resolution)
+            logits = torchvision.models.get_model(architecture, **options)(images)
     except (RuntimeError, ValueError, AssertionError) as error:
         raise ValueError(f"{architecture} cannot take images of {resolution} pixels ({error})") from error
     if not isinstance(logits, Tensor) or logits.shape != (2, num_attributes):
         raise ValueError(f"{architecture} answers with more than logits; choose another, such as resnext50_32x4d")
-    return torchvision.models.get_model(architecture, weights=None, num_classes=num_attributes)
+    return torchvision.models.get_model(architecture, **options)
 
 
 def fit_images(images: Tensor, resolution: int) -> Tensor:
@@ -153,6 +127,9 @@ def fit_images(images: Tensor, resolution: int) -> Tensor:
     return nn.functional.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False).clamp(-1, 1)
 
 
+# Labels
+
+
 class Labels(NamedTuple):
     """Which image shows what: (N, A) true or false, and the names of the A attributes."""
 
@@ -160,39 +137,32 @@ class Labels(NamedTuple):
     names: tuple[str, ...]
 
 
-def age_gender_labels(names: Sequence[str], *, age: int | None = None) -> Labels:
-    """Read ``age>=…`` (by default the median, rounded up) and ``gender1`` from names as ``00000_age26_gender0.jpg``."""
+def age_gender_labels(names: Sequence[str]) -> Labels:
+    """Read ``age>=<median, rounded up>`` and ``gender1`` from names such as ``00000_age26_gender0.jpg``."""
     found = [re.search(r"_age(\d+)_gender([01])(?!\d)", PurePosixPath(name).name) for name in names]
     if not found or None in found:
         odd = repr(names[found.index(None)]) if found else "no images"
         raise ValueError(f"names must hold age and gender as in 00000_age26_gender0.jpg; got {odd}")
     ages, genders = np.array([[int(match[1]), int(match[2])] for match in found]).T
-    age = int(np.ceil(np.median(ages))) if age is None else age
-    return Labels(np.stack([ages >= age, genders == 1], axis=1), (f"age>={age}", "gender1"))
+    median = int(np.ceil(np.median(ages)))
+    return Labels(np.stack([ages >= median, genders == 1], axis=1), (f"age>={median}", "gender1"))
 
 
 def celeba_labels(path: str | Path, names: Sequence[str]) -> Labels:
-    """Read the attributes of images, found by the last part of their names, from CelebA's ``list_attr_celeba.txt``.
-
-    Its first line is the number of images, its second the names of the attributes, and every other an image with −1 or
-    1 for each.
-    """
+    """Read the attributes of images, by the last part of their names, from CelebA's ``list_attr_celeba.txt``."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}; give CelebA's list_attr_celeba.txt")
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     if len(lines) < 3 or not lines[0].strip().isdigit():
-        raise ValueError(
-            f"{path} must begin with a line that counts the images and one that names the attributes; "
-            f"got {(lines or [''])[0][:60]!r}"
-        )
+        needed = "a line that counts the images and one that names the attributes"
+        raise ValueError(f"{path} must begin with {needed}; got {(lines or [''])[0][:60]!r}")
     attributes, table = tuple(lines[1].split()), {}
     for number, line in enumerate(lines[2:], start=3):
         image, *values = line.split() or [""]
         if len(values) != len(attributes) or not set(values) <= {"-1", "1"}:
-            raise ValueError(
-                f"line {number} of {path} must be an image and {len(attributes)} values −1 or 1; got {line[:60]!r}"
-            )
+            needed = f"an image and {len(attributes)} values −1 or 1"
+            raise ValueError(f"line {number} of {path} must be {needed}; got {line[:60]!r}")
         table[image] = [value == "1" for value in values]
     if len(table) != int(lines[0]):
         raise ValueError(f"{path} announces {int(lines[0])} images and lists {len(table)}; fetch it again")
@@ -202,27 +172,157 @@ def celeba_labels(path: str | Path, names: Sequence[str]) -> Labels:
     return Labels(np.array([table[file] for file in files], dtype=bool).reshape(len(files), -1), attributes)
 
 
-def factor_labels(factors: Tensor) -> Labels:
-    """Label rendered faces with the sign of each of their factors (N, 10), such as `FacesDataset.factors`."""
-    if factors.ndim != 2 or factors.shape[1] != len(FACTORS):
-        raise ValueError(f"factors must be (N, {len(FACTORS)}); got shape {tuple(factors.shape)}")
-    return Labels((factors > 0).cpu().numpy(), FACTORS)
-
-
 def read_labels(spec: str, images: Dataset[Tensor], num_images: int | None = None) -> Labels:
     """Label the first so many images of a dataset, by default all, of the endless faces 10,000.
 
-    By ``"factors"`` of rendered faces, or from file names, ``"age-gender"``, or a table, ``"celeba:FILE"``.
+    Rendered faces by the signs of their ``"factors"``, others by names, ``"age-gender"``, or by ``"celeba:FILE"``.
     """
     faces, (kind, _, file) = hasattr(images, "factors"), spec.partition(":")
     count = num_images if num_images is not None else min(len(images), 10_000) if faces else len(images)
     if not 1 <= count <= len(images):
         raise ValueError(f"num_images must be 1 to {len(images)}, the number of images; got {count}")
     if spec == "factors" and faces:
-        return factor_labels(images.factors[:count])
+        return Labels((images.factors[:count] > 0).cpu().numpy(), FACTORS)
     if spec == "age-gender" and not faces:
         return age_gender_labels(images.names[:count])
     if kind == "celeba" and file and not faces:
         return celeba_labels(file, images.names[:count])
     accepted = "'factors' of rendered faces, 'age-gender' or 'celeba:FILE' of other images"
     raise ValueError(f"labels is {spec!r} of {'faces' if faces else 'other images'}; accepted: {accepted}")
+
+
+# Training
+
+
+def train_attributes(
+    images: Dataset[Tensor],
+    labels: np.ndarray,
+    names: Sequence[str],
+    output: str | Path,
+    config: diffusion.AttributeConfig | None = None,
+    *,
+    provenance: Mapping[str, Any] | None = None,
+    device: str | torch.device = "cpu",
+    num_workers: int = 0,
+    progress: bool = False,
+    overwrite: bool = False,
+) -> NetworkAttributes:
+    """Train a classifier of the attributes (N, A), true or false, of the first N images, into a directory.
+
+    Images (C, R, R) in [−1, 1], with `resolution` and `horizontal_flip`, as `open_dataset` gives them. Called again, it
+    goes on after the last finished epoch, on a CPU to the same bits, or loads the result. `provenance` is recorded,
+    plain JSON values; with others, ``command`` excepted, it is another training. ``record["held_out"]`` is
+    `held_out_accuracy`, by which nothing is chosen. The split is by image: both sides may show one person.
+    """
+    output = claim_folder(output, OURS, overwrite=overwrite)
+    config, device = config or diffusion.AttributeConfig(), torch.device(device)
+    labels, names = np.asarray(labels), tuple(names)
+    train, test = _split(labels, names, len(images), config)
+    known = {"num_images": len(labels), "labels_sha256": content_digest(labels, *names), **(provenance or {})}
+    facts = asdict(config) | known | {"resolution": images.resolution, "names": list(names)}
+    accelerator = diffusion.accelerator_for(str(device))
+    with diffusion.seeded(config.seed, device):
+        network = build_network(config.architecture, len(names), images.resolution).to(device)
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay)
+    parts = {"network": network, "optimizer": optimizer}
+    checkpoint = diffusion.Checkpoint(output / "checkpoint.pt", parts, facts, accelerator)
+    if (output / RECORD).exists():
+        trained = NetworkAttributes.load(output, device=device)
+        there = trained.record | trained.record["config"]
+        there |= {"resolution": trained.resolution, "names": list(trained.names)}
+        diffusion.require_same_run({name: there.get(name) for name in facts}, facts, str(output / RECORD))
+        checkpoint.discard()  # a kill may have come just before this
+        return trained
+
+    size = min(config.batch_size, len(train))
+    num_batches = len(train) // size  # a last batch of one image would break batch normalisation
+    total = config.num_epochs * num_batches
+    warmup = max(1, round(0.1 * total))
+    targets, done = torch.from_numpy(labels).float().to(device), checkpoint.restore()
+
+    def train_epoch(epoch: int) -> None:
+        network.train()
+        order = torch.from_numpy(train)[torch.randperm(len(train))]
+        batches = order[: num_batches * size].view(num_batches, size).tolist()
+        loader, summed = DataLoader(images, batch_sampler=batches, num_workers=num_workers), 0.0
+        for step, (batch, x) in enumerate(zip(batches, loader, strict=True), start=epoch * num_batches):
+            decay = 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+            optimizer.param_groups[0]["lr"] = config.learning_rate * ((step + 1) / warmup if step < warmup else decay)
+            if images.horizontal_flip:
+                x = torch.where(torch.rand(size, 1, 1, 1) < 0.5, x.flip(3), x)
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+                logits = network(fit_images(x.to(device), images.resolution))
+            loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), targets[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            summed += loss.detach()
+        if not math.isfinite(summed):
+            raise FloatingPointError(f"the loss became {float(summed)} in epoch {epoch + 1}; lower learning_rate")
+
+    epochs = range(done, config.num_epochs)
+    with diffusion.stop_signals() as stop:
+        for epoch in tqdm(epochs, config.architecture, config.num_epochs, initial=done, disable=not progress):
+            with diffusion.seeded(diffusion.derived_seed(config.seed, epoch), device):
+                train_epoch(epoch)
+            checkpoint.save(epoch + 1)
+            if stop():
+                place = f"stopped after epoch {epoch + 1} of {config.num_epochs}; {checkpoint.path} is written"
+                raise diffusion.TrainingInterrupted(f"{place}, run the same again to go on", stop())
+
+    trained = NetworkAttributes(network, names, config.architecture, images.resolution)
+    rest = Subset(images, test.tolist())
+    held_out = DataLoader(rest, batch_size=256, num_workers=num_workers, generator=torch.Generator())
+    told = np.concatenate([trained.probabilities(batch) for batch in held_out])
+    trained.record = {"config": asdict(config), **known, "num_train": len(train), "num_held_out": len(test)}
+    trained.record["held_out"] = held_out_accuracy(told > 0.5, labels[test], names)
+    trained.save(output)
+    checkpoint.discard()
+    return trained
+
+
+def held_out_accuracy(told: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return how often answers (n, A) are right, by attribute: the accuracy with its 95 % Clopper–Pearson interval.
+
+    ``chance`` is the share of the more frequent class; the interval ``beats_chance`` if it lies above.
+    """
+    table, n = {}, len(labels)
+    for name, right, share in zip(names, (told == labels).sum(axis=0).tolist(), labels.mean(axis=0), strict=True):
+        low, high = map(float, binomtest(right, n).proportion_ci(0.95, method="exact"))
+        chance = float(max(share, 1 - share))
+        table[name] = {"accuracy": right / n, "interval": [low, high], "chance": chance, "beats_chance": low > chance}
+    return table
+
+
+def held_out_table(trained: NetworkAttributes) -> str:
+    """Return the accuracies on held-out images as text, an attribute a line."""
+    width, record = max(len(name) for name in (*trained.names, "attribute")), trained.record
+    lines = [f"{'attribute':{width}}  accuracy  95 % interval  chance  beats chance"]
+    for name, row in record["held_out"].items():
+        interval, beats = "{:.3f} to {:.3f}".format(*row["interval"]), "yes" if row["beats_chance"] else "no"
+        lines.append(f"{name:{width}}  {row['accuracy']:8.3f}  {interval}  {row['chance']:.3f}   {beats}")
+    return "\n".join([*lines, f"n = {record['num_held_out']:,} held out, {record['num_train']:,} trained on"])
+
+
+def _split(
+    labels: np.ndarray, names: tuple[str, ...], num_images: int, config: diffusion.AttributeConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the numbers of the images to train on and of those held out, both ascending, if they and labels serve."""
+    if labels.ndim != 2 or labels.dtype != bool or labels.shape[1] != len(names) or not names:
+        accepted = f"boolean (N, {len(names)}), a column for each of at least one name"
+        raise ValueError(f"labels must be {accepted}; got {labels.dtype} of shape {labels.shape}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"names must differ; got {', '.join(names)}")
+    if (count := len(labels)) > num_images:
+        raise ValueError(f"there are labels for {count} images and {num_images} images")
+    num_test = round(config.held_out * count)
+    if num_test < 1 or count - num_test < 2:
+        left = f"leaves {count - num_test} to train on and {num_test} to test on; at least 2 and 1 are needed"
+        raise ValueError(f"held_out = {config.held_out} of {count} images {left}")
+    order = np.random.default_rng(config.seed).permutation(count)
+    train, test = np.sort(order[num_test:]), np.sort(order[:num_test])
+    for name, share in zip(names, labels[train].mean(axis=0), strict=True):
+        if share in (0, 1):
+            found = f"{name} is {'true' if share else 'false'} for all {len(train)} images to train on"
+            raise ValueError(f"{found}; leave it out, or give images of both kinds")
+    return train, test

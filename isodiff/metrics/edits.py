@@ -1,23 +1,19 @@
 r"""Edits, measured: what directions do to known factors, and what DDIM inversion x₀ → x_T → x̂₀ loses.
 
-**Effects.** A direction d at a latent x is followed to both sides, and z(γ) ∈ [−1, 1]ᴷ are the factors of the image at
-γ ∈ {0, ±γ₁, …, ±γ_L} with 0 < γ₁ < … < γ_L. The smaller half of these moves *chooses*, the larger half *scores*:
+A direction d at a latent x is followed to both sides, and z(γ) ∈ [−1, 1]ᴷ are the factors of the image at
+γ ∈ {0, ±γ₁, …, ±γ_L} with 0 < γ₁ < … < γ_L. The smaller half of these moves *chooses*, the larger half *scores*, so
+that no error can first choose its factor and then count for it (nothing but equal errors has an expected share of 1/K):
 
     target  j = argmax_k |c_k|,   c = mean_{small γ > 0} (z(γ) − z(−γ)),   and d is turned so that c_j > 0,
     change  Δ_k = mean_{large |γ|} |z_k(γ) − z_k(0)| / 2    (a factor has a range of 2),
     share   Δ_j / Σ_k Δ_k,   spill-over  1 − Δ_j / Σ_k Δ_k.
-
-No image has a part in both, so that an error which looks like an effect cannot first choose its factor and then be
-counted for it: where there is nothing but equal errors, the expected share is 1/K.
-
-**Inversion** is judged on images, ‖x̂₀ − x₀‖² and LPIPS, and by whether its latents look like the N(0, Iₙ) that the
-model was trained to start from: a latent that is too short, blotchy or heavy-tailed may still decode to its own image,
-but edits of it start where the model has seen no noise.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,24 +22,20 @@ from scipy.stats import kurtosis, rankdata
 from torch import Tensor
 
 from isodiff.datasets import check_images
-from isodiff.datasets.faces import FACTORS
-from isodiff.diffusion import check_steps, ddim_trajectory, invert, latent_shape
+from isodiff.diffusion import NoiseSchedule, invert, latent_shape
 from isodiff.editing import gamma_traversal, local_basis
 from isodiff.geometry import expected_radius, project_to_tangent
 from isodiff.metrics.generator import Generator, draw_latents
 from isodiff.metrics.measure import Arrays, Measurement, content_digest, full_precision, over_points, over_units
-from isodiff.metrics.path_length import describe, measure_all
+from isodiff.metrics.path_length import Distance, describe, measure_all
 from isodiff.metrics.truth import fit_faces, means
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from diffusers import SchedulerMixin, UNet2DModel
 
-    from isodiff.metrics.generator import Generate
-    from isodiff.metrics.path_length import Distance
-
 Array = NDArray[np.float64]
+TOLERANCE = 0.05  # of monotonicity, in factors: what errors of the factors explain
+BASIS_TOLERANCE = 1e-3  # of `local_basis`
 
 
 class Effects(NamedTuple):
@@ -54,53 +46,46 @@ class Effects(NamedTuple):
     target_change: Array
     other_change: Array  # sum of all other factors
     share: Array  # of the target in all change, 0 to 1; the rest is spill-over
-    largest_share: Array  # of whichever factor the scoring moves change most: chosen to flatter
     monotone: NDArray[np.bool_]  # over the scoring moves and 0 the target rises, and never falls, by the tolerance
     correlation: Array  # Spearman's, of γ and the target over the same images; 0 where the target is constant
 
 
-def effects(factors: ArrayLike, gammas: ArrayLike, *, tolerance: float = 0.05) -> Effects:
+def effects(factors: ArrayLike, gammas: ArrayLike) -> Effects:
     """Return the effects of moves along one direction at each of n latents.
 
     Factors (n, G, K) of range [−1, 1] along the moves γ, (G,) in any order: 0 and the same two or more sizes to both
-    sides, of which ⌊L/2⌋ choose. `tolerance` of monotonicity, in factors, is what errors of the factors explain. Where
-    small moves show little more than errors the choice is a guess, and the share lies below the one of the best factor;
-    errors that all images of a move have in common survive the split.
+    sides, of which ⌊L/2⌋ choose. Errors that all images of a move have in common survive the split.
     """
     gamma, z = _check_gammas(gammas), np.asarray(factors, dtype=float)
     if z.ndim != 3 or z.shape[1] != gamma.size or 0 in z.shape:
         raise ValueError(f"factors must have shape (n, {gamma.size}, K), one row a move; got {z.shape}")
     if not np.isfinite(z).all():
         raise ValueError(f"factors must be finite; got {np.count_nonzero(~np.isfinite(z))} NaN or infinite values")
-    if not tolerance >= 0:
-        raise ValueError(f"tolerance must not be negative; got {tolerance}")
     z = z[:, np.argsort(np.asarray(gammas, dtype=float))]
     levels, small = len(gamma) // 2, len(gamma) // 4
     up, down, middle = z[:, levels + 1 :], z[:, levels - 1 :: -1], z[:, [levels]]  # both outwards from γ = 0
-    chosen = (up - down)[:, :small].mean(axis=1)
     large = np.concatenate([up[:, small:], down[:, small:]], axis=1)
     change = np.abs(large - middle).mean(axis=1) / 2  # a factor has a range of 2
     total = change.sum(axis=1)
     if (still := total == 0).any():
         raise ValueError(f"the moves must change a factor; those of latent {int(still.argmax())} change none")
-    target = np.abs(chosen).argmax(axis=1)[:, None]
-    sign = np.where(np.take_along_axis(chosen, target, axis=1)[:, 0] < 0, -1.0, 1.0)
+    chosen, rows = (up - down)[:, :small].mean(axis=1), np.arange(len(z))
+    target = np.abs(chosen).argmax(axis=1)
+    sign = np.where(chosen[rows, target] < 0, -1.0, 1.0)
     offset = np.abs(np.arange(-levels, levels + 1))
-    scored = (offset == 0) | (offset > small)
-    along = sign[:, None] * np.take_along_axis(z, target[:, None], axis=2)[:, scored, 0]
+    along = sign[:, None] * z[rows, :, target][:, (offset == 0) | (offset > small)]
     fall = (np.maximum.accumulate(along, axis=1) - along).max(axis=1)
     ranks = rankdata(along, axis=1) - (along.shape[1] + 1) / 2
     position = np.arange(along.shape[1]) - (along.shape[1] - 1) / 2
     norm = np.sqrt(np.square(ranks).sum(axis=1) * np.square(position).sum())
-    of_target = np.take_along_axis(change, target, axis=1)[:, 0]
+    of_target = change[rows, target]
     return Effects(
-        target=target[:, 0],
+        target=target,
         sign=sign,
         target_change=of_target,
         other_change=total - of_target,
         share=of_target / total,
-        largest_share=change.max(axis=1) / total,
-        monotone=(fall <= tolerance) & (along[:, -1] - along[:, 0] > tolerance),
+        monotone=(fall <= TOLERANCE) & (along[:, -1] - along[:, 0] > TOLERANCE),
         correlation=np.divide(ranks @ position, norm, out=np.zeros(len(z)), where=norm > 0),
     )
 
@@ -117,70 +102,52 @@ def _check_gammas(gammas: ArrayLike) -> Array:
 
 
 def direction_effects(
-    generate: Generate,
+    generate: Generator,
     unet: UNet2DModel,
     *,
     k: int,
     gammas: Sequence[float],
     num_latents: int,
-    t: int | None = None,
-    tolerance: float = 0.05,
-    basis_tolerance: float = 1e-3,
     batch_size: int = 64,
     seed: int = 0,
 ) -> dict[str, Measurement]:
     """Measure what moves along the k leading directions of the bottleneck change in generated faces.
 
     At each x_T of the stream ``"directions"`` these are the leading right singular vectors of ∂h/∂x on the sphere, with
-    h at step t, by default the first of a `Generator`. They differ from latent to latent and have no sign, so each gets
-    its own target and sign from small moves; large moves say how much of the change the target takes. `gammas` are arc
-    lengths in units of x: 0 and two or more to both sides.
+    h at the sampler's first step. `gammas` are arc lengths in units of x, as in `effects`.
 
     Returns means over latents of means over directions: ``target_share``, ``spill_over``, ``target_change``,
     ``other_change``, ``monotone_share``, ``rank_correlation`` (see `Effects`) and ``move_error``, the mean squared
     re-rendering error of the moved faces. The details of each hold it ``by_direction`` and for the ``control``, a
-    random tangent direction at every latent; those of ``target_share`` also the largest share, how often each factor is
-    a target, and σ.
-
-    Where σᵢ ≈ σᵢ₊₁, as isometry aims at, the i-th direction is any vector of a whole subspace, and spill-over is
-    expected whatever the model knows of factors. Any direction moves some factor most: the share to beat is the
-    control's. Equal γ is not equal change, and a longer move evens out the changes: compare models at equal summed one.
+    random tangent direction at every latent, whose share is the one to beat: any direction moves some factor most.
+    Where σᵢ ≈ σᵢ₊₁, the i-th direction is any vector of a whole subspace, and spill-over is expected whatever the model
+    knows of factors. Equal γ is not equal change: compare models at equal summed change.
     """
     if num_latents < 2 or batch_size < 1:
         raise ValueError(f"num_latents must be at least 2 and batch_size at least 1; got {num_latents}, {batch_size}")
     gamma, shape = _check_gammas(gammas), latent_shape(unet)
-    protocol = {"k": k, "gammas": gamma.tolist(), "basis_tolerance": basis_tolerance}
-    if isinstance(generate, Generator):
-        if t is None:
-            zero = torch.zeros(1, *shape, device=unet.device)
-            with torch.no_grad():
-                t = int(next(ddim_trajectory(generate.unet, generate.scheduler, zero, generate.num_steps))[0])
-        check_steps(generate.scheduler, t)
-        protocol["num_steps"] = generate.num_steps
-    elif t is None:
-        raise ValueError(f"t must be given for a generator that is no Generator; got t = None and {generate!r}")
-    protocol["t"] = t
-    middle = gamma.size // 2
+    t = NoiseSchedule.of(generate.scheduler).steps(generate.num_steps)[0][0]
+    protocol = {"k": k, "gammas": gamma.tolist(), "basis_tolerance": BASIS_TOLERANCE}
+    protocol |= {"num_steps": generate.num_steps, "t": t}
 
     def compute(start: int, stop: int) -> Arrays:
-        x_T = draw_latents(shape, start, stop, seed=seed, stream="directions").to(unet.device)
-        control = draw_latents(shape, start, stop, seed=seed, stream="control directions").to(unet.device)
-        control = project_to_tangent(control, x_T)
+        draw = partial(draw_latents, shape, start, stop, seed=seed)
+        x_T = draw(stream="directions").to(unet.device)
+        control = project_to_tangent(draw(stream="control directions").to(unet.device), x_T)
         control = control / control.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-        basis = local_basis(unet, x_T, t, k, tolerance=basis_tolerance)
-        directions = torch.cat([basis.directions, control[:, None]], dim=1)
+        leading = local_basis(unet, x_T, t, k, tolerance=BASIS_TOLERANCE).directions
+        directions = torch.cat([leading, control[:, None]], dim=1)
         starts = x_T[:, None].expand_as(directions).flatten(0, 1)
         frames = gamma_traversal(generate, starts, directions.flatten(0, 1), gamma, batch_size=batch_size)
-        if (still := (frames - frames[:, [middle]]).flatten(1).abs().amax(dim=1) < 1e-5).any():
+        if (still := (frames - frames[:, [gamma.size // 2]]).flatten(1).abs().amax(dim=1) < 1e-5).any():
             number = start + int(still.int().argmax()) // (k + 1)
             raise ValueError(f"moves must change the image, at latent {number} they do not; got gammas {gammas}")
-        fitted = {name: part.reshape(stop - start, k + 1, *part.shape[1:]) for name, part in fit_faces(frames).items()}
-        return fitted | {"sigma": basis.sigma.cpu().numpy()}
+        return {name: part.reshape(stop - start, k + 1, *part.shape[1:]) for name, part in fit_faces(frames).items()}
 
     rows = max(1, batch_size // ((k + 1) * gamma.size))
     with torch.no_grad(), full_precision():
         arrays = over_units(compute, num_latents, size=rows, what="direction effects", seed=seed, **protocol)
-    found = [effects(z, gamma, tolerance=tolerance) for z in np.moveaxis(arrays["factors"], 1, 0)]
+    found = [effects(z, gamma) for z in np.moveaxis(arrays["factors"], 1, 0)]
     fields = {field: np.stack([getattr(effect, field) for effect in found], axis=1) for field in Effects._fields}
     values = {
         "target_share": fields["share"],
@@ -191,25 +158,22 @@ def direction_effects(
         "rank_correlation": fields["correlation"],
         "move_error": arrays["error"].mean(axis=2),
     }
-    details = {name: {"by_direction": means(v[:, :k]), "control": means(v[:, k:])} for name, v in values.items()}
-    details["target_share"] |= {
-        "largest_share": means(fields["largest_share"][:, :k]),
-        "factors": list(FACTORS),
-        "targets": [np.bincount(effect.target, minlength=len(FACTORS)).tolist() for effect in found[:k]],
-        "sigma": means(arrays["sigma"]),
-    }
-    shared = {"unit": "latents", "seed": seed, "protocol": {**protocol, "tolerance": tolerance}}
+    shared = {"unit": "latents", "seed": seed, "protocol": {**protocol, "tolerance": TOLERANCE}}
     return {
-        name: Measurement.from_units(name, columns[:, :k].mean(axis=1), details=details[name], **shared)
-        for name, columns in values.items()
+        name: Measurement.from_units(
+            name, v[:, :k].mean(axis=1), details={"by_direction": means(v[:, :k]), "control": means(v[:, k:])}, **shared
+        )
+        for name, v in values.items()
     }
+
+
+# Inversion
 
 
 def neighbour_correlation(latents: Tensor) -> Array:
     """Return the lag-1 spatial autocorrelation of each latent (B, C, H, W), mean of across and down, (B,).
 
-    ``ρ = mean(x_{i,j} x_{i,j+1}) / mean(x²)`` over channels and pixels. The mean that noise has is known, 0, and is not
-    estimated: a constant offset counts as correlation.
+    ``ρ = mean(x_{i,j} x_{i,j+1}) / mean(x²)``; the mean of noise is known, 0, so that a constant offset counts.
     """
     x = _check_latents(latents, 2)
     power = np.square(x).mean(axis=(1, 2, 3))
@@ -244,20 +208,19 @@ def inversion_error(
 ) -> dict[str, Measurement]:
     """Invert n ≥ 2 images of the model's size in [−1, 1], sample them again, and measure both ends.
 
-    Returns means over images: ``inversion_mse``, of reconstructions clamped to [−1, 1] (details: the mean residual of
-    each step, from x₀ to x_T), ``inversion_<name>`` for each distance, such as ``{"lpips": perceptual_distance()}``,
-    and of x_T ``latent_norm_ratio``, ``latent_correlation`` and ``latent_kurtosis``, whose details give the mean and
-    the standard deviation of one latent that is noise. `seed` is that of the images, for the record.
+    Returns means over images: ``inversion_mse``, of reconstructions clamped to [−1, 1], ``inversion_<name>`` for each
+    distance, and of x_T ``latent_norm_ratio``, ``latent_correlation`` and ``latent_kurtosis``, whose details give the
+    mean and the standard deviation of one latent that is noise. `seed` is that of the images, for the record. A sampler
+    that clips its estimates of x₀ adds an error that no inversion can remove.
 
     Costs (3 + refinements) · num_steps evaluations an image. Models compare on the same images only: the protocol holds
-    their digest. A sampler that clips its estimates of x₀ adds an error that no inversion can remove; to measure the
-    inversion alone, pass a scheduler with ``clip_sample=False``.
+    their digest.
     """
     shape = latent_shape(unet)
     if images.ndim != 4 or tuple(images.shape[1:]) != shape or len(images) < 2:
         raise ValueError(f"images must have shape (n, {', '.join(map(str, shape))}), n ≥ 2; got {tuple(images.shape)}")
     images = check_images(images, len(images), name="images")
-    clips = bool(scheduler.config.get("clip_sample", False))
+    clips = NoiseSchedule.of(scheduler).clip is not None
     key = {"num_steps": num_steps, "refinements": refinements, "clip_sample": clips}
     described = describe(distances) if distances else {}
 
@@ -267,7 +230,6 @@ def inversion_error(
         back = inversion.reconstruction.clamp(-1, 1)
         return {
             "mse": (back - x_0).flatten(1).square().mean(dim=1).double().cpu().numpy(),
-            "residuals": inversion.residuals.double().cpu().numpy(),
             "norm_ratio": norm_ratio(inversion.latents),
             "correlation": neighbour_correlation(inversion.latents),
             "kurtosis": excess_kurtosis(inversion.latents),
@@ -277,21 +239,19 @@ def inversion_error(
     with torch.no_grad(), full_precision():
         arrays = over_points(compute, images, size=batch_size, what="inversion", distances=described, **key)
     n, protocol = images[0].numel(), {**key, "images": content_digest(images)}
-    noise = {
-        "norm_ratio": (1.0, (2 * n) ** -0.5),
-        "correlation": (0.0, (2 * n) ** -0.5),
-        "kurtosis": (0.0, (24 / n) ** 0.5),
-    }
-    measured = {"inversion_mse": (arrays["mse"], protocol, {"residuals": arrays["residuals"].mean(axis=0).tolist()})}
+    root = (2 * n) ** -0.5
+    noise = {"norm_ratio": (1.0, root), "correlation": (0.0, root), "kurtosis": (0.0, (24 / n) ** 0.5)}
+
+    def result(name: str, values: Array, own: Mapping[str, Any] = protocol, **details: object) -> Measurement:
+        return Measurement.from_units(name, values, unit="images", seed=seed, protocol=own, details=details)
+
+    measured = [result("inversion_mse", arrays["mse"])]
     for name, own in described.items():
-        measured[f"inversion_{name}"] = (arrays[f"distance {name}"][:, 0], {**own, **protocol}, {})
+        measured.append(result(f"inversion_{name}", arrays[f"distance {name}"][:, 0], own | protocol))
     for name, (mean, deviation) in noise.items():
-        details = {"noise": {"mean": mean, "standard_deviation": deviation}}
-        measured[f"latent_{name}"] = (arrays[name], protocol, details)
-    return {
-        name: Measurement.from_units(name, values, unit="images", seed=seed, protocol=facts, details=details)
-        for name, (values, facts, details) in measured.items()
-    }
+        of_noise = {"mean": mean, "standard_deviation": deviation}
+        measured.append(result(f"latent_{name}", arrays[name], noise=of_noise))
+    return {measurement.name: measurement for measurement in measured}
 
 
 def _check_latents(latents: Tensor, smallest: int = 1) -> Array:

@@ -6,10 +6,8 @@ With the moments μ and Σ of two samples of features, rows of a (n, d) and b (m
     KID = mean_{i≠j} k(a_i, a_j) + mean_{i≠j} k(b_i, b_j) − 2 mean_{i,j} k(a_i, b_j)    (Bińkowski et al. 2018).
 
 With any roots of the covariances, AᵀA = Σ_a and BᵀB = Σ_b, the last term of FID is a nuclear norm: Tr (Σ_a Σ_b)^½ =
-‖A Bᵀ‖_*. The centred features are such roots, and so are Cholesky factors; the smaller product is taken.
-
-FID falls as samples grow, KID is unbiased; the intervals of both are jackknives over both sets at once, row i of either
-in group i modulo their number.
+‖A Bᵀ‖_*. The centred features are such roots, and so are Cholesky factors; the smaller product is taken. FID falls as
+samples grow, KID is unbiased; both intervals are jackknives over both sets at once, row i in group i modulo 20.
 """
 
 from __future__ import annotations
@@ -28,8 +26,9 @@ from isodiff.metrics.measure import GROUPS, Measurement, over_points
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.bool_]
-
+Facts = Mapping[str, Any] | None
 _CHUNK = 64  # images whose features are kept in one file: a killed run loses no more
+_BATCH = 16  # images at a time
 
 
 def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
@@ -42,21 +41,15 @@ def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def kernel_distance(a: ArrayLike, b: ArrayLike) -> float:
-    """Return the unbiased squared maximum mean discrepancy with the cubic kernel (KID on Inception features).
-
-    (n, d) and (m, d), n, m ≥ 2. A U-statistic in float64: its mean is 0 for equal distributions; it may be negative.
-    """
+    """Return the unbiased squared maximum mean discrepancy with the cubic kernel; (n, d) and (m, d), n, m ≥ 2."""
     a, b = _check_features(a, b, 2)
     return float(_combine(_kernel_blocks(a, b, min(len(a), len(b), GROUPS)), np.sum))
 
 
-def fid(
-    real: ArrayLike, generated: ArrayLike, *, seed: int = 0, protocol: Mapping[str, Any] | None = None
-) -> Measurement:
+def fid(real: ArrayLike, generated: ArrayLike, *, seed: int = 0, protocol: Facts = None) -> Measurement:
     """Measure FID of features, (n, d) and (m, d), n, m ≥ 20, rows in random order, with its jackknife interval.
 
-    The interval is for the mean of FID at these sample sizes, not for its limit: FID depends on n; see `fid_curve`.
-    `protocol` is what else decides the number. Cost: 21 distances.
+    The interval is for the mean of FID at these sample sizes. `protocol` is what else decides the number.
     """
     real, generated = _check_features(real, generated, GROUPS)
     distance = _frechet_of_rows(real, generated)
@@ -65,13 +58,8 @@ def fid(
     return Measurement.from_jackknife("fid", value, replicates, **_facts(real, generated, seed, protocol))
 
 
-def kid(
-    real: ArrayLike, generated: ArrayLike, *, seed: int = 0, protocol: Mapping[str, Any] | None = None
-) -> Measurement:
-    """Measure KID as `fid` is measured: one U-statistic of all rows, where torch-fidelity averages random subsets.
-
-    At equal distributions it is degenerate, and the interval then wider than it need be.
-    """
+def kid(real: ArrayLike, generated: ArrayLike, *, seed: int = 0, protocol: Facts = None) -> Measurement:
+    """Measure KID as `fid` is measured: one U-statistic of all rows, where torch-fidelity averages random subsets."""
     real, generated = _check_features(real, generated, GROUPS)
     blocks = _kernel_blocks(real, generated, GROUPS)
     without_each = _combine(blocks, lambda block: block.sum() - block.sum(0) - block.sum(1) + np.diag(block))
@@ -79,7 +67,7 @@ def kid(
     return Measurement.from_jackknife("kid", value, without_each, **_facts(real, generated, seed, protocol))
 
 
-def _facts(real: Array, generated: Array, seed: int, protocol: Mapping[str, Any] | None) -> dict[str, Any]:
+def _facts(real: Array, generated: Array, seed: int, protocol: Facts) -> dict[str, Any]:
     facts = {**(protocol or {}), "num_real": len(real), "num_features": real.shape[1], "groups": GROUPS}
     return {"n": len(generated), "unit": "images", "seed": seed, "protocol": facts}
 
@@ -87,9 +75,8 @@ def _facts(real: Array, generated: Array, seed: int, protocol: Mapping[str, Any]
 def fid_curve(real: ArrayLike, generated: ArrayLike, *, repeats: int = 2, seed: int = 0) -> dict[str, Any]:
     """Return FID at n/8, n/4, n/2 and n rows and its limit, the intercept of a line in 1/n (FID∞, Chong & Forsyth).
 
-    `repeats` counts random orders of the rows, in each of which smaller samples are part of larger ones. Chong and
-    Forsyth shrink the generated set only; real images are few as well, and the bias of either set falls as 1/n, so the
-    intercept is free of both once n exceeds d (2,048 for Inception). Below, it is still above the limit.
+    `repeats` counts random orders of the rows. Chong and Forsyth shrink the generated set only; real images are few as
+    well. The intercept is free of either set's bias once n exceeds d (2,048 for Inception).
     """
     real, generated = _check_features(real, generated, 4)
     sizes = sorted({max(2, min(len(real), len(generated)) // parts) for parts in (8, 4, 2, 1)})
@@ -104,9 +91,7 @@ def fid_curve(real: ArrayLike, generated: ArrayLike, *, repeats: int = 2, seed: 
     return {"sizes": sizes, "values": values.tolist(), "mean": values.mean(0).tolist(), **line, **facts}
 
 
-def extract_features(
-    images: NDArray[np.uint8], extractor: Callable[[Tensor], Tensor], *, batch_size: int = 16
-) -> NDArray[np.float32]:
+def extract_features(images: NDArray[np.uint8], extractor: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
     """Return the features (N, d) of images (N, 1 or 3, H, W), kept under a hash of the pixels they were made from.
 
     `extractor` is such as `inception_features`, with a ``protocol`` that says what decides its numbers.
@@ -114,11 +99,9 @@ def extract_features(
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4 or not len(images):
         got = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
         raise ValueError(f"images must be a uint8 array (N, 1 or 3, H, W) with N ≥ 1; got {got}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
 
     def compute(chunk: NDArray[np.uint8], start: int) -> dict[str, np.ndarray]:
-        batches = torch.from_numpy(np.ascontiguousarray(chunk)).split(batch_size)
+        batches = torch.from_numpy(np.ascontiguousarray(chunk)).split(_BATCH)
         return {"features": np.concatenate([extractor(batch).cpu().numpy() for batch in batches])}
 
     return over_points(compute, images, size=_CHUNK, what="features", extractor=dict(extractor.protocol))["features"]
@@ -146,8 +129,7 @@ def _gram_root_trace(a: Array, b: Array) -> Callable[[Rows, Rows], float]:
         kept = products[np.ix_(rows_a, rows_b)]
         kept -= kept.mean(0)
         kept -= kept.mean(1, keepdims=True)
-        n, m = kept.shape
-        return svdvals(kept, overwrite_a=True, check_finite=False).sum() / np.sqrt((n - 1) * (m - 1))
+        return svdvals(kept, overwrite_a=True, check_finite=False).sum() / np.sqrt(np.subtract(kept.shape, 1).prod())
 
     return root_trace
 

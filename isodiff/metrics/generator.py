@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 _FLOAT = torch.float32
-Generate = Callable[[Tensor], Tensor]
-"""A map from latents (B, C, H, W) to images (B, C', H', W'), nominally in [−1, 1]."""
+Generate = Callable[[Tensor], Tensor]  # latents (B, C, H, W) to images (B, C', H', W'), nominally in [−1, 1]
 
 
 class Generator:
@@ -29,8 +28,7 @@ class Generator:
 
     def __init__(self, pipeline: DiffusionPipeline, num_steps: int = 20) -> None:
         self.unet, self.scheduler, self.num_steps = pipeline.unet, pipeline.scheduler, num_steps
-        self.autoencoder = autoencoder_of(pipeline)
-        self.shape = latent_shape(self.unet)
+        self.autoencoder, self.shape = autoencoder_of(pipeline), latent_shape(pipeline.unet)
         self.digest = content_digest(model_digest(pipeline), str(num_steps))
 
     def __call__(self, x_T: Tensor) -> Tensor:
@@ -45,8 +43,7 @@ class Generator:
 
 def model_digest(pipeline: DiffusionPipeline) -> str:
     """Return the SHA-256 of a model's weights, an autoencoder's and a prompt among them, and of its settings."""
-    state = dict(pipeline.unet.state_dict())
-    autoencoder = autoencoder_of(pipeline)
+    state, autoencoder = dict(pipeline.unet.state_dict()), autoencoder_of(pipeline)
     if autoencoder is not None:
         state |= {f"autoencoder.{name}": tensor for name, tensor in autoencoder.state_dict().items()}
         state["autoencoder.scale"] = torch.tensor(autoencoder.config.scaling_factor)

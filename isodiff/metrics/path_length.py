@@ -31,12 +31,10 @@ from isodiff.metrics.measure import (
     over_units,
 )
 
+# two batches of images (B, C, H, W) to their distances (B,), with a name or, as LPIPS has, a `protocol`
 Distance = Callable[[Tensor, Tensor], Tensor]
-"""Two batches of images (B, C, H, W) to their distances (B,). It has a name or, as LPIPS does, a `protocol`."""
-
-Mode = Literal["full", "end"]
-"""Where on the path: anywhere, t ~ U(0, 1), or at its start, t = 0."""
-
+Shape, Distances = tuple[int, ...], Mapping[str, Distance]
+Mode = Literal["full", "end"]  # where on the path: anywhere, t ~ U(0, 1), or at its start, t = 0
 _PERCENTILES = (1, 99)  # outside of which Karras et al. leave values out
 
 
@@ -55,34 +53,28 @@ def path_speed(
     _check_step(epsilon)
     if power not in (1, 2):
         raise ValueError(f"power must be 1 or 2; got {power}")
-    x, y = _points(a, b, t, [epsilon], dtype=a.dtype)
+    x, y = _points(a, b, t, [epsilon], a.dtype)
     return measure(distance, generate(x), generate(y)) / epsilon**power
 
 
 def percentile_mean(values: ArrayLike) -> float:
-    """Return the mean of the values from the 1st to the 99th percentile (Karras et al. 2019), (n,) with n ≥ 1.
-
-    The low percentile falls on the next value below, the high one on the next above: up to n = 100 nothing is left out.
-    """
+    """Return the mean from the 1st to the 99th percentile (Karras et al. 2019); up to n = 100 nothing is left out."""
     values = np.asarray(values, dtype=float)
     low, high = (np.percentile(values, p, method=m) for p, m in zip(_PERCENTILES, ("lower", "higher"), strict=True))
     return float(values[(values >= low) & (values <= high)].mean())
 
 
 def perceptual_path_length(
-    generate: Generate,
-    shape: tuple[int, ...],
-    distance: Distance,
-    **options: Any,  # noqa: ANN401 - of path_lengths
+    generate: Generate, shape: Shape, distance: Distance, *, num_pairs: int, **options: float | str
 ) -> Measurement:
     """Measure the perceptual path length of a generator by one distance; options of `path_lengths`."""
-    return path_lengths(generate, shape, {"distance": distance}, **options)["distance"]
+    return path_lengths(generate, shape, {"distance": distance}, num_pairs=num_pairs, **options)["distance"]
 
 
 def path_lengths(
     generate: Generate,
-    shape: tuple[int, ...],
-    distances: Mapping[str, Distance],
+    shape: Shape,
+    distances: Distances,
     *,
     num_pairs: int,
     epsilon: float = 1e-4,
@@ -92,34 +84,22 @@ def path_lengths(
 ) -> dict[str, Measurement]:
     """Measure the perceptual path length of a generator by several distances on the same images.
 
-    `generate` maps latents (B, *shape) to images in [−1, 1]. Path i of the P ≥ 40 runs from latent 2i to latent 2i + 1
-    of the stream "pairs". Each value is the `percentile_mean` over pairs, with a delete-a-group jackknife that filters
-    each replicate anew; the filter removes both tails of a skewed law, so the value lies below E[d/ε²]. Bias of ε
-    itself: O(ε²) in the mode "full", O(ε) in "end". Cost: 2 P images, P distances of each.
+    Path i of the P ≥ 40 runs from latent 2i to latent 2i + 1 of the stream "pairs". Each value is the
+    `percentile_mean`, below E[d/ε²] of a skewed law; the jackknife filters each replicate anew. Bias of ε itself:
+    O(ε²) in the mode "full", O(ε) in "end". Cost: 2 P images.
     """
-    _check_step(epsilon)
-    if mode not in get_args(Mode):
-        raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}; got {mode!r}")
     if num_pairs < 2 * GROUPS:
         raise ValueError(
-            f"num_pairs must be at least {2 * GROUPS}, two for each of the {GROUPS} groups behind the interval; "
-            f"got {num_pairs}"
+            f"num_pairs must be at least {2 * GROUPS}, two for each of the {GROUPS} groups; got {num_pairs}"
         )
-    described, epsilon = describe(distances), float(epsilon)
-
-    def compute(start: int, stop: int) -> Arrays:
-        x, y = _points(*_draw_paths(shape, start, stop, mode, seed), [epsilon], start=start)
-        return measure_all(distances, _decode(generate, x), [_decode(generate, y)])
-
-    key = {"epsilon": epsilon, "mode": mode, "seed": seed, "distances": described}
-    with torch.no_grad(), full_precision():
-        arrays = over_units(compute, num_pairs, size=batch_size, what="path length", version=1, **key)
-    shared = {"epsilon": epsilon, "power": 2, "mode": mode, "percentiles": [*_PERCENTILES], "path": "slerp with radius"}
-    if isinstance(generate, Generator):
-        shared["num_steps"] = generate.num_steps
+    sizes = {"num_pairs": num_pairs, "batch_size": batch_size, "seed": seed}
+    found, described = _distances(generate, shape, distances, [epsilon], mode=mode, **sizes), describe(distances)
+    shared = {"epsilon": float(epsilon), "power": 2, "mode": mode, "percentiles": [*_PERCENTILES]}
+    shared |= {"path": "slerp with radius"}
+    shared |= {"num_steps": generate.num_steps} if isinstance(generate, Generator) else {}
     measured = {}
     for name in distances:
-        speed = arrays[f"distance {name}"][:, 0] / epsilon**2
+        speed = found[name][:, 0] / epsilon**2
         value, replicates = leave_groups_out(percentile_mean, speed)
         details = {"unfiltered": float(speed.mean()), "median": float(np.median(speed))}
         fields = {"unit": "pairs", "seed": seed, "protocol": {**described[name], **shared}, "details": details}
@@ -128,47 +108,23 @@ def path_lengths(
 
 
 def epsilon_sweep(
-    generate: Generate,
-    shape: tuple[int, ...],
-    distances: Mapping[str, Distance],
-    epsilons: Sequence[float],
-    *,
-    num_pairs: int,
-    batch_size: int = 32,
-    seed: int = 0,
+    generate: Generate, shape: Shape, distances: Distances, epsilons: Sequence[float], *, num_pairs: int, **options: int
 ) -> dict[str, dict[str, Any]]:
     """Measure ``d/ε²`` at K values of ε on the first pairs of `path_lengths`, and the level of rounding alone.
 
     The floor is the larger of two mean distances over ε², of the image at t from images that equal it in exact
     arithmetic, or all but: "company", the same latent decoded in reverse order and in batches of other sizes, so that
-    sums change order, and "last bit", every number of x(t) moved to a neighbouring float32, up or down at random. As
-    rounding joins the difference before it is squared, a single pair can be wrong by up to 2 √(floor · value).
-
-    For each distance it returns plain values: ``epsilons``, ``value``, ``interval`` (bootstrap; no percentile filter)
-    and ``floor`` at each, ``noise``, the two mean distances, ``num_pairs`` and ``mode``. Cost: (K + 3) P images.
+    sums change order, and "last bit", every number of x(t) moved to a neighbouring float32, up or down at random.
+    Intervals are bootstraps without percentile filter. Cost: (K + 3) P images.
     """
     if len(epsilons) == 0 or num_pairs < 2:
         raise ValueError(f"expected at least 1 epsilon and 2 pairs; got {len(epsilons)} and num_pairs={num_pairs}")
-    steps = [float(epsilon) for epsilon in epsilons]
-    for epsilon in steps:
-        _check_step(epsilon)
-
-    def compute(start: int, stop: int) -> Arrays:
-        x, *ys = _points(*_draw_paths(shape, start, stop, "full", seed), steps, start=start)
-        neighbour = torch.nextafter(x, draw_latents(shape, start, stop, seed=seed, stream="last bit"))
-        images = [_decode(generate, y) for y in (*ys, neighbour)]
-        return measure_all(distances, _decode(generate, x), [*images, _decode_in_other_company(generate, x)])
-
-    key = {"epsilons": steps, "mode": "full", "seed": seed, "distances": describe(distances)}
-    with torch.no_grad(), full_precision():
-        arrays = over_units(compute, num_pairs, size=batch_size, what="epsilon sweep", version=1, **key)
-    sweeps, squares = {}, np.square(steps)
-    for name in distances:
-        found = arrays[f"distance {name}"]
+    sweeps, squares = {}, np.square(epsilons, dtype=float)
+    for name, found in _distances(generate, shape, distances, epsilons, num_pairs, noise=True, **options).items():
         speeds = found[:, :-2] / squares
         noise = dict(zip(("last bit", "company"), found[:, -2:].mean(axis=0).tolist(), strict=True))
         sweeps[name] = {
-            "epsilons": steps,
+            "epsilons": [float(epsilon) for epsilon in epsilons],
             "value": speeds.mean(axis=0).tolist(),
             "interval": [list(bootstrap_interval(column)) for column in speeds.T],
             "floor": (max(noise.values()) / squares).tolist(),
@@ -179,28 +135,48 @@ def epsilon_sweep(
     return sweeps
 
 
-def _draw_paths(shape: tuple[int, ...], start: int, stop: int, mode: Mode, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    ends = draw_latents(shape, 2 * start, 2 * stop, seed=seed, stream="pairs", dtype=torch.float64)
-    t = torch.zeros(stop - start, dtype=torch.float64)
-    if mode == "full":
-        generators = (number_generator(seed, "positions", number) for number in range(start, stop))
-        t = torch.stack([torch.rand((), generator=generator, dtype=t.dtype) for generator in generators])
-    return ends[::2], ends[1::2], t
+def _distances(
+    generate: Generate,
+    shape: Shape,
+    distances: Distances,
+    epsilons: Sequence[float],
+    num_pairs: int,
+    *,
+    mode: Mode = "full",
+    noise: bool = False,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> Arrays:
+    """Return how far x(t) is from every x(t + ε) by each distance, (P, K), and from itself under two kinds of noise."""
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}; got {mode!r}")
+    for epsilon in epsilons:
+        _check_step(epsilon)
+
+    def compute(start: int, stop: int) -> Arrays:
+        ends = draw_latents(shape, 2 * start, 2 * stop, seed=seed, stream="pairs", dtype=torch.float64)
+        t = torch.zeros(stop - start, dtype=torch.float64)
+        if mode == "full":
+            generators = (number_generator(seed, "positions", number) for number in range(start, stop))
+            t = torch.stack([torch.rand((), generator=generator, dtype=t.dtype) for generator in generators])
+        x, *others = _points(ends[::2], ends[1::2], t, epsilons, torch.float32, start)
+        if noise:
+            others.append(torch.nextafter(x, draw_latents(shape, start, stop, seed=seed, stream="last bit")))
+        images = [_decode(generate, y) for y in others]
+        images += [_decode_in_other_company(generate, x)] if noise else []
+        return measure_all(distances, _decode(generate, x), images)
+
+    key = {"epsilons": [*map(float, epsilons)], "mode": mode, "seed": seed, "noise": noise}
+    key["distances"] = describe(distances)
+    with torch.no_grad(), full_precision():
+        arrays = over_units(compute, num_pairs, size=batch_size, what="path length", version=2, **key)
+    return {name: arrays[f"distance {name}"] for name in distances}
 
 
 def _points(
-    a: Tensor,
-    b: Tensor,
-    t: float | Tensor,
-    epsilons: Sequence[float],
-    *,
-    dtype: torch.dtype = torch.float32,
-    start: int = 0,
+    a: Tensor, b: Tensor, t: float | Tensor, epsilons: Sequence[float], dtype: torch.dtype, start: int = 0
 ) -> list[Tensor]:
-    """Return x(t) and every x(t + ε), computed in float64 and rounded once.
-
-    In float32 the position alone would be wrong by up to 3e-8, and a step of 1e-4 by 6e-4 of itself.
-    """
+    """Return x(t) and every x(t + ε), rounded once: in float32 a step of 1e-4 would be wrong by 6e-4 of itself."""
     a, b, t = a.double(), b.double(), torch.as_tensor(t, dtype=torch.float64, device=a.device)
     x, *ys = (slerp(a, b, t + step).to(dtype) for step in (0, *epsilons))
     apart = torch.nn.functional.normalize(a.flatten(1)) - torch.nn.functional.normalize(b.flatten(1))
@@ -251,13 +227,13 @@ def measure(distance: Distance, first: Tensor, second: Tensor) -> Tensor:
     return found
 
 
-def measure_all(distances: Mapping[str, Distance], image: Tensor, others: Sequence[Tensor]) -> Arrays:
+def measure_all(distances: Distances, image: Tensor, others: Sequence[Tensor]) -> Arrays:
     """Return as ``"distance <name>"`` the distances (B, K) of one batch of images to K others."""
     found = {name: [measure(d, image, other) for other in others] for name, d in distances.items()}
     return {f"distance {name}": torch.stack(columns, dim=1).double().cpu().numpy() for name, columns in found.items()}
 
 
-def describe(distances: Mapping[str, Distance]) -> dict[str, dict[str, Any]]:
+def describe(distances: Distances) -> dict[str, dict[str, Any]]:
     """Return what identifies each distance in results and in the cache."""
     if not distances:
         raise ValueError("distances must hold at least one distance by name; got none")

@@ -3,8 +3,7 @@ r"""Linear separability: how well a support vector machine on the latent foretel
     LS = exp Σᵢ H(Yᵢ | Xᵢ)      (Eq. 9, App. D, Hahm et al. 2024; Karras et al. 2019),
 
 with Yᵢ whether the image shows attribute i according to a classifier, Xᵢ what the machine predicts from the latent, and
-entropies in nats; Karras's 2 to the sum in bits is the same number. 1 is perfect; a machine that knows nothing leaves
-exp Σᵢ H(Yᵢ), at most 2 to the number of attributes.
+entropies in nats. 1 is perfect; a machine that knows nothing leaves exp Σᵢ H(Yᵢ), at most 2 to the number of them.
 
 Karras trains and scores on the same latents. But n points in general position in d ≥ n dimensions are separable
 whatever their labels, so there that protocol gives 1 even for labels drawn by lot; out-of-fold predictions do not.
@@ -27,43 +26,35 @@ from isodiff.metrics.measure import Arrays, Measurement, content_digest, leave_g
 
 Kernel = Literal["linear", "rbf"]
 """Of the support vector machine: ⟨x, x′⟩, or exp(−γ‖x − x′‖²) with γ = 1/(d·Var x) of the latents it is trained on."""
-
 Protocol = Literal["cross-validated", "training", "shuffled"]
-"""Where predictions come from: held-out folds, the training latents themselves (as Karras), or, as a control, held-out
-folds after the labels have been shuffled."""
+"""Where predictions come from: held-out folds, the training latents, or held-out folds of shuffled labels."""
+FOLDS = 5
 
 
 def conditional_entropy(y: np.ndarray, x: np.ndarray) -> float:
     """Return the plug-in estimate of ``H(Y|X) = H(Y) − I(Y; X)`` of classes (n,), in nats.
 
-    Biased down by about (|X| − 1)(|Y| − 1)/2n where X knows nothing: with two classes and n = 1,000 by 0.0005. A
-    prediction that is always wrong carries as much information as one that is always right.
+    Biased down by about (|X| − 1)(|Y| − 1)/2n where X knows nothing: with two classes and n = 1,000 by 0.0005.
     """
     return max(0.0, float(entropy(np.unique(y, return_counts=True)[1]) - mutual_info_score(y, x)))
 
 
 def separability_score(
-    x: ArrayLike,
-    labels: ArrayLike,
-    *,
-    kernel: Kernel = "linear",
-    protocol: Protocol = "cross-validated",
-    num_folds: int = 5,
-    seed: int = 0,
+    x: ArrayLike, labels: ArrayLike, *, kernel: Kernel = "linear", protocol: Protocol = "cross-validated", seed: int = 0
 ) -> float:
     """Return ``exp Σᵢ H(Yᵢ|Xᵢ)`` of latents (n, d) as they are, not standardised, and binary labels (n, attributes).
 
-    Folds are stratified, so each class needs a member a fold (for ``"training"``, which has no folds, one). The machine
-    is scikit-learn's SVC with C = 1: O(n²d) once, O(n²) to O(n³) a fit.
+    The five folds are stratified, so each class needs a member a fold (for ``"training"``, one). The machine is
+    scikit-learn's SVC with C = 1: O(n²d) once, O(n²) to O(n³) a fit.
     """
-    predict = _predictor(np.asarray(x), kernel, protocol, num_folds, seed)
+    predict = _predictor(np.asarray(x), kernel, protocol, seed)
     labels, rows = np.asarray(labels), np.arange(len(x))
     if labels.ndim != 2 or len(labels) != len(rows) or labels.shape[1] < 1:
         raise ValueError(f"labels must be ({len(rows)}, attributes), one row a latent; got shape {labels.shape}")
     if not (binary := np.isin(labels, (0, 1))).all():
         raise ValueError(f"labels must be true or false; got {labels[~binary][0]!r}; threshold probabilities at ½")
     for column, y in enumerate(labels.T):
-        if few := _too_few(y, protocol, num_folds):
+        if few := _too_few(y, protocol):
             raise ValueError(f"attribute {column} {few}")
     return _score(np.stack([predict(rows, y, column) for column, y in enumerate(labels.astype(bool).T)], axis=1))
 
@@ -76,52 +67,44 @@ def linear_separability(
     num_kept: int = 1000,
     kernel: Kernel = "linear",
     protocol: Protocol = "cross-validated",
-    num_folds: int = 5,
     on_single_class: Literal["raise", "skip"] = "raise",
     seed: int = 0,
     facts: Mapping[str, Any] | None = None,
 ) -> Measurement:
     """Measure the separability of latents (n, …) by what a classifier says of their images, (n, attributes) in [0, 1].
 
-    For each attribute the `num_kept` latents count whose images the classifier is surest of, by |p − ½|; they are
-    labelled p > ½. The paper generates 2,000 and keeps 1,000. An attribute with too few members of a class among them
-    is an error, or left out of the sum and listed under ``skipped``; scores over other attributes do not compare.
-    `facts` are what else decides the number, such as sampler and classifier.
-
-    The details hold the value of chance, exp Σ H(Yᵢ), and of each attribute the entropies, the accuracy of the
-    predictions and the number of kept latents that have it. The interval is a delete-a-group jackknife over (Y, X)
-    pairs, conditional on the fitted machines: it covers the draw of the latents that are predicted, not of those
-    trained on. It is symmetric, so near a score of 1 its lower end may lie below 1.
+    For each attribute the `num_kept` latents count whose images the classifier is surest of, by |p − ½|, labelled
+    p > ½; the paper keeps 1,000 of 2,000. An attribute with too few members of a class among them is an error, or left
+    out and listed under ``skipped``. `facts` are what else decides the number, such as sampler and classifier. Details:
+    the value of chance, exp Σ H(Yᵢ), and figures of each attribute. The interval is a delete-a-group jackknife over
+    (Y, X) pairs, conditional on the fitted machines.
     """
     x, p, names = np.asarray(latents), np.asarray(probabilities, dtype=float), tuple(names)
     x = x.reshape(len(x), -1) if x.size else x
     if p.shape != (len(x), len(names)) or not names or len(set(names)) < len(names):
-        raise ValueError(
-            f"probabilities must be ({len(x)}, {len(names)}), latents × names, and names one at least and all "
-            f"different; got shape {p.shape} and names {', '.join(names)}"
-        )
+        needed = f"({len(x)}, {len(names)}), latents × names, and names one at least and all different"
+        raise ValueError(f"probabilities must be {needed}; got shape {p.shape} and names {', '.join(names)}")
     if not ((p >= 0) & (p <= 1)).all():  # false for NaN
-        raise ValueError(
-            f"probabilities must lie in [0, 1]; got {p.min():.4g} to {p.max():.4g}; apply a sigmoid to logits"
-        )
+        found = f"{p.min():.4g} to {p.max():.4g}"
+        raise ValueError(f"probabilities must lie in [0, 1]; got {found}; apply a sigmoid to logits")
     if not 2 <= num_kept <= len(x):
         raise ValueError(f"num_kept must be 2 to the number of latents, {len(x)}; got {num_kept}")
     if on_single_class not in ("raise", "skip"):
         raise ValueError(f"on_single_class must be 'raise' or 'skip'; got {on_single_class!r}")
     kept = np.sort(np.argsort(-np.abs(p - 0.5), axis=0, kind="stable")[:num_kept], axis=0).T
     labels = np.take_along_axis(p.T, kept, axis=1) > 0.5
-    few = [_too_few(y, protocol, num_folds) for y in labels]
-    if on_single_class == "raise" and any(few):
-        raise ValueError("; ".join(f"{name} {reason}" for name, reason in zip(names, few, strict=True) if reason))
-    columns = [column for column, reason in enumerate(few) if not reason]
+    few = {name: reason for name, y in zip(names, labels, strict=True) if (reason := _too_few(y, protocol))}
+    if on_single_class == "raise" and few:
+        raise ValueError("; ".join(f"{name} {reason}" for name, reason in few.items()))
+    columns = [column for column, name in enumerate(names) if name not in few]
     if not columns:
         raise ValueError(f"every attribute has too few members of a class among the kept: {', '.join(names)}")
-    predictor = cache(lambda: _predictor(x, kernel, protocol, num_folds, seed))  # no need of it where all is kept
+    predictor = cache(lambda: _predictor(x, kernel, protocol, seed))  # no need of it where all is kept
 
     def compute(start: int, stop: int) -> Arrays:
         return {"pairs": np.array([predictor()(kept[c], labels[c], c) for c in columns[start:stop]])}
 
-    settings = {"kernel": kernel, "protocol": protocol, "num_folds": None if protocol == "training" else num_folds}
+    settings = {"kernel": kernel, "protocol": protocol, "num_folds": None if protocol == "training" else FOLDS}
     digests = {"latents": content_digest(x), "labels": content_digest(kept[columns], labels[columns])}
     found = over_units(compute, len(columns), size=1, what="separability", seed=seed, **settings, **digests)["pairs"]
     pairs = np.full((len(x), len(columns), 2), -1)
@@ -137,17 +120,11 @@ def linear_separability(
         }
         for column, (y, x) in zip(columns, np.moveaxis(found, 2, 1), strict=True)
     }
-    protocol_of = settings | {"num_kept": num_kept, "svm": "SVC, C = 1, raw latents", "attributes": list(attributes)}
-    return Measurement.from_jackknife(
-        "linear_separability",
-        value,
-        left_out,
-        n=len(x),
-        unit="latents",
-        seed=seed,
-        protocol={**protocol_of, "skipped": [name for name in names if name not in attributes], **(facts or {})},
-        details={"chance": float(np.exp(sum(a["entropy"] for a in attributes.values()))), "attributes": attributes},
-    )
+    settings |= {"num_kept": num_kept, "svm": "SVC, C = 1, raw latents", "attributes": list(attributes)}
+    settings |= {"skipped": list(few), **(facts or {})}
+    details = {"chance": float(np.exp(sum(a["entropy"] for a in attributes.values()))), "attributes": attributes}
+    shared = {"n": len(x), "unit": "latents", "seed": seed, "protocol": settings, "details": details}
+    return Measurement.from_jackknife("linear_separability", value, left_out, **shared)
 
 
 def _score(pairs: np.ndarray) -> float:
@@ -156,22 +133,20 @@ def _score(pairs: np.ndarray) -> float:
     return float(np.exp(sum(conditional_entropy(*column.T) for column in counted if len(column))))
 
 
-def _too_few(y: np.ndarray, protocol: Protocol, num_folds: int) -> str:
-    needed, true = 1 if protocol == "training" else num_folds, int(y.sum())
+def _too_few(y: np.ndarray, protocol: Protocol) -> str:
+    needed, true = 1 if protocol == "training" else FOLDS, int(y.sum())
     if min(true, len(y) - true) >= needed:
         return ""
     return f"has {true} latents with it and {len(y) - true} without; {protocol} needs at least {needed} of each"
 
 
 def _predictor(
-    x: np.ndarray, kernel: Kernel, protocol: Protocol, num_folds: int, seed: int
+    x: np.ndarray, kernel: Kernel, protocol: Protocol, seed: int
 ) -> Callable[[np.ndarray, np.ndarray, int], np.ndarray]:
     """Return the function of rows, their labels and the attribute's number to (rows, 2): labels and predictions."""
     for name, value, accepted in (("kernel", kernel, Kernel), ("protocol", protocol, Protocol)):
         if value not in get_args(accepted):
             raise ValueError(f"{name} must be one of {', '.join(get_args(accepted))}; got {value!r}")
-    if protocol != "training" and num_folds < 2:
-        raise ValueError(f"num_folds must be at least 2; got {num_folds}")
     machine = SVC(kernel=_kernel(x, kernel))
 
     def predict(rows: np.ndarray, y: np.ndarray, column: int) -> np.ndarray:
@@ -179,7 +154,7 @@ def _predictor(
             return np.stack([y, machine.fit(rows[:, None], y).predict(rows[:, None])], axis=1)
         if protocol == "shuffled":  # each attribute in its own way
             y = np.random.default_rng([seed, column]).permutation(y)
-        folds = StratifiedKFold(num_folds, shuffle=True, random_state=seed)
+        folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
         return np.stack([y, cross_val_predict(machine, rows[:, None], y, cv=folds)], axis=1)
 
     return predict
@@ -192,9 +167,8 @@ def _kernel(x: np.ndarray, kernel: Kernel) -> Callable[[np.ndarray, np.ndarray],
     if not np.isfinite(x).all():
         raise ValueError(f"latents must be finite; got {np.count_nonzero(~np.isfinite(x))} NaN or infinite values")
     if (distinct := len({row.tobytes() for row in x})) < len(x):
-        raise ValueError(
-            f"latents must differ, or a fold would know the answers of another; {distinct} of {len(x)} are distinct"
-        )
+        differ = "latents must differ, or a fold would know the answers of another"
+        raise ValueError(f"{differ}; {distinct} of {len(x)} are distinct")
     dimension, sums = x.shape[1], x.sum(axis=1, dtype=np.float64)
     blocks = (x[:, start : start + 4096].astype(np.float64) for start in range(0, dimension, 4096))  # never all at once
     products = sum(block @ block.T for block in blocks)

@@ -4,18 +4,15 @@ r"""Whether the noisy images of a data set lie on the sphere that the paper puts
 
 The paper takes x_t for a point of the sphere of radius r_t about the origin. Two numbers say how far that holds at a
 step t: the mean of ‖x_t‖ / r_t over images and noise, which is 1 on that sphere, and the coefficient of variation
-std‖x_t‖ / mean‖x_t‖, the thickness of the shell, which for noise alone is that of the chi law,
-
-    √(n / E‖ε‖² − 1) ≈ 1 / √(2n).
-
-Images add √(1 + q ᾱ_t / (1 − ᾱ_t)) to the first, with q = E‖x₀‖² / n, and their differences in norm to the second.
+std‖x_t‖ / mean‖x_t‖, the thickness of the shell, which for noise alone is √(n / E‖ε‖² − 1) ≈ 1 / √(2n). Images add
+√(1 + q ᾱ_t / (1 − ᾱ_t)) to the first, with q = E‖x₀‖² / n, and their differences in norm to the second.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from isodiff.diffusion import NoiseSchedule
 from isodiff.geometry import expected_radius
 from isodiff.metrics.measure import bootstrap_interval
 
@@ -31,14 +29,14 @@ if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
 TIMES = (*range(0, 1000, 100), 999)
-_RADIUS_TOLERANCE, _THICKNESS_TOLERANCE = 0.01, 0.1
+_RADIUS, _THICKNESS = 0.01, 0.1  # tolerances of the two conditions
 _READ_AT_ONCE = 64
 _PROTOCOL = {
     "noise": "independent for each image and step",
     "interval": "95 % percentile bootstrap over images, 2,000 resamples",
     "radius": "sqrt(1 - alpha_bar_t) E|eps|",
-    "radius_tolerance": _RADIUS_TOLERANCE,
-    "thickness_tolerance": _THICKNESS_TOLERANCE,
+    "radius_tolerance": _RADIUS,
+    "thickness_tolerance": _THICKNESS,
 }
 
 
@@ -64,25 +62,8 @@ class Shell:
     seed: int  # of the choice of images and of the noise
     protocol: Mapping[str, Any]
     points: tuple[ShellPoint, ...]
-
-    @property
-    def radius_holds_from(self) -> int | None:
-        """First measured step from which the mean norm is within 1 % of the paper's radius to the end, or None."""
-        return self._holds_from([abs(point.ratio - 1) <= _RADIUS_TOLERANCE for point in self.points])
-
-    @property
-    def thinness_holds_from(self) -> int | None:
-        """First measured step from which the shell is at most 10 % thicker than noise's to the end, or None."""
-        thickness = 1 + _THICKNESS_TOLERANCE
-        return self._holds_from([point.variation <= thickness * point.noise_variation for point in self.points])
-
-    def _holds_from(self, holds: Sequence[bool]) -> int | None:
-        return next((point.t for i, point in enumerate(self.points) if all(holds[i:])), None)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        summary = {"radius_holds_from": self.radius_holds_from, "thinness_holds_from": self.thinness_holds_from}
-        return asdict(self) | summary
+    radius_holds_from: int | None  # first step from which the mean norm is within 1 % of r_t to the end
+    thinness_holds_from: int | None  # first step from which it is at most 10 % thicker than noise's to the end
 
 
 def shell_points(
@@ -113,29 +94,34 @@ def measure_shell(
     """Noise images of a data set at each step, once with independent noise, and measure the shell they fill.
 
     `images` are (C, R, R) in [−1, 1]; a random choice is taken, of a stream, which is shuffled by itself, the first.
-    `dataset` is what the protocol calls them.
     """
-    times, horizon = list(times), len(scheduler.alphas_cumprod)
+    alphas_cumprod, times = NoiseSchedule.of(scheduler).alphas_cumprod.double(), list(times)
+    horizon = len(alphas_cumprod)
     if not times or times != sorted(set(times)) or not 0 <= times[0] <= times[-1] < horizon:
         raise ValueError(f"times must be ascending steps of 0 … {horizon - 1}; got {times}")
     if not 2 <= num_images <= len(images):
         raise ValueError(f"num_images must be 2 … {len(images):,}, the images there are; got {num_images:,}")
-    alpha_bar = scheduler.alphas_cumprod.double()[times]
+    alpha_bar = alphas_cumprod[times]
     signal, noise_left = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
     sequential, generator = getattr(images, "sequential", False), torch.Generator().manual_seed(seed)
     chosen = np.arange(len(images)) if sequential else np.random.default_rng(seed).permutation(len(images))
-    positions = np.sort(chosen[:num_images])
-    norms = []
+    positions, norms = np.sort(chosen[:num_images]).tolist(), []
     for first in range(0, num_images, _READ_AT_ONCE):
-        for x_0 in images.__getitems__(positions[first : first + _READ_AT_ONCE].tolist()):
+        for x_0 in images.__getitems__(positions[first : first + _READ_AT_ONCE]):
             eps = torch.randn(len(times), x_0.numel(), generator=generator).double()
             norms.append((signal[:, None] * x_0.double().flatten() + noise_left[:, None] * eps).norm(dim=1))
     betas = {key: scheduler.config.get(key) for key in ("beta_schedule", "beta_start", "beta_end")}
-    schedule, shape = {"num_train_timesteps": horizon, **betas}, [int(side) for side in x_0.shape]
-    choice = "first of the shuffled stream" if sequential else "random"
-    protocol = {"dataset": dataset, "shape": shape, "schedule": schedule, "choice": choice} | _PROTOCOL
+    facts = {"shape": list(x_0.shape), "schedule": {"num_train_timesteps": horizon, **betas}}
+    protocol = {"dataset": dataset, **facts, "choice": "first of the shuffled stream" if sequential else "random"}
     points = shell_points(torch.stack(norms, 1).numpy(), times, noise_left.tolist(), x_0.numel())
-    return Shell(num_images, x_0.numel(), seed, protocol, points)
+    radius = holds_from(times, [abs(point.ratio - 1) <= _RADIUS for point in points])
+    thinness = holds_from(times, [point.variation <= (1 + _THICKNESS) * point.noise_variation for point in points])
+    return Shell(num_images, x_0.numel(), seed, protocol | _PROTOCOL, points, radius, thinness)
+
+
+def holds_from(times: Sequence[int], holds: Sequence[bool]) -> int | None:
+    """Return the first step from which a condition holds to the end."""
+    return next((t for i, t in enumerate(times) if all(holds[i:])), None)
 
 
 def _variation(norms: NDArray[np.floating], axis: int = -1) -> NDArray[np.floating]:

@@ -1,56 +1,52 @@
-r"""Paths of generated faces against the truth: do the factors move straight from one end to the other?
+r"""Generated faces against the truth: do factors move straight along a path, and do a model's directions fit a face?
 
 The renderer is fitted to every frame of a path: z₀, …, z_N ∈ [−1, 1]ᴷ are its factors, and what the fit leaves over is
-its distance to the manifold of faces. No network judges here, but the fit has errors of its own: the floor is what the
-same measurement finds on paths that are straight by construction.
+its distance to the manifold of faces. The manifold's tangent space at a face x = render(z) is spanned by the columns of
+T = ∂render/∂z. With Q an orthonormal basis of it and uᵢ the k leading directions of a model,
+
+    alignment = 1/k Σᵢ ‖Qᵀuᵢ‖² = 1/k Σⱼ cos² θⱼ
+
+over the principal angles θⱼ: 1 if every direction is a possible change of the face, 10/n for random ones of ℝⁿ.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import subspace_angles
 from torch import Tensor
 
+from isodiff.datasets import check_images
 from isodiff.datasets.face_factors import estimate_factors
-from isodiff.datasets.faces import FACTORS, render
-from isodiff.editing import traverse
-from isodiff.geometry import slerp
-from isodiff.metrics.generator import draw_latents, number_generator
+from isodiff.datasets.faces import FACTORS, render, sample_factors
+from isodiff.diffusion import NoiseSchedule, ddim_sample, encode, latent_shape
+from isodiff.editing import Path, traverse
+from isodiff.geometry import Linearisation, Map, project_to_tangent, singular_vectors, slerp
+from isodiff.metrics.generator import Generate, draw_latents, number_generator
 from isodiff.metrics.measure import Arrays, Measurement, bootstrap_interval, over_units
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from diffusers import SchedulerMixin, UNet2DModel
 
-    from isodiff.editing import Path
-    from isodiff.metrics.generator import Generate
+Floats = NDArray[np.floating]
 
 
-def excess_variation(factors: ArrayLike) -> NDArray[np.floating]:
+def excess_variation(factors: ArrayLike) -> Floats:
     """Return how far each factor travels beyond what its ends require, ``Σⱼ |zⱼ₊₁ − zⱼ| − |z_N − z₀|``.
 
-    Factors (P, N + 1, K) → (P, K), zero for a factor that never turns back: a path between two smiles that stops
-    smiling on the way travels down and up again. Errors of the factors only ever add, independent ones of standard
-    deviation s up to 1.13 s a step.
+    Factors (P, N + 1, K) → (P, K), zero for a factor that never turns back. Errors of the factors only ever add,
+    independent ones of standard deviation s up to 1.13 s a step.
     """
     z = _check_factors(factors)
     return np.maximum(np.abs(np.diff(z, axis=1)).sum(axis=1) - np.abs(z[:, -1] - z[:, 0]), 0)
 
 
-def overshoot(factors: ArrayLike) -> NDArray[np.floating]:
-    """Return how far each factor leaves the range between its ends, (P, N + 1, K) → (P, K).
-
-    At most half the excess variation. Errors of the factors hardly add: it is the robust companion of the excess, blind
-    to wiggles between the ends.
-    """
-    z = _check_factors(factors)
-    ends = z[:, [0, -1]]
-    return np.maximum(z.max(axis=1) - ends.max(axis=1), ends.min(axis=1) - z.min(axis=1))
-
-
-def straightness(factors: ArrayLike) -> NDArray[np.floating]:
+def straightness(factors: ArrayLike) -> Floats:
     """Return chord over length, ``‖z_N − z₀‖ / Σⱼ ‖zⱼ₊₁ − zⱼ‖``, (P, N + 1, K) → (P,): 1 is straight, at any speed."""
     z = _check_factors(factors)
     length = np.linalg.norm(np.diff(z, axis=1), axis=2).sum(axis=1)
@@ -59,14 +55,19 @@ def straightness(factors: ArrayLike) -> NDArray[np.floating]:
     return np.minimum(np.linalg.norm(z[:, -1] - z[:, 0], axis=1) / length, 1)
 
 
-def factor_path_length(factors: ArrayLike) -> NDArray[np.floating]:
-    """Return the mean squared speed of each path, ``N Σⱼ ‖zⱼ₊₁ − zⱼ‖²``, (P, N + 1, K) → (P,).
-
-    What the perceptual path length is to LPIPS, with the true factors in its place: at least the squared length, with
-    equality at constant speed.
-    """
+def factor_path_length(factors: ArrayLike) -> Floats:
+    """Return the mean squared speed of each path, ``N Σⱼ ‖zⱼ₊₁ − zⱼ‖²``, (P, N + 1, K) → (P,): ≥ its length squared."""
     steps = np.diff(_check_factors(factors), axis=1)
     return steps.shape[1] * np.square(steps).sum(axis=(1, 2))
+
+
+def _check_factors(factors: ArrayLike) -> Floats:
+    z = np.asarray(factors, dtype=float)
+    if z.ndim != 3 or z.shape[1] < 2 or 0 in z.shape:
+        raise ValueError(f"factors must be (paths, at least 2 points, factors); got shape {z.shape}")
+    if not np.isfinite(z).all():
+        raise ValueError(f"factors must be finite; got {np.count_nonzero(~np.isfinite(z))} NaN or infinite values")
+    return z
 
 
 def path_truth(
@@ -86,36 +87,24 @@ def path_truth(
     Path i runs from latent 2i to latent 2i + 1 of the stream ``"paths"`` in `num_points` ≥ 3 frames, by a named
     function of start, end and position. `protocol` holds what else decides the numbers, such as the sampler's steps.
 
-    Returns means over pairs: ``factor_excess`` (mean over factors; details by factor, `overshoot`, and the excess at
-    fewer points, which stays put only if errors of the fit do not matter), ``factor_straightness``,
-    ``factor_path_length`` and ``manifold_distance``, the mean squared re-rendering error of a frame. The details of
-    each hold its value on the ``floor``: for every path, the straight line between the factors of its ends, with white
-    noise of the path's own mean re-rendering error. That noise is drawn anew for every frame, where what a model leaves
-    over varies smoothly (less excess) and looks more like faces (more): read it as a scale, and subtract nothing.
-
-    The fit errs most where a factor hardly shows. At 32 pixels and 13 points, white noise of standard deviation 0.02,
-    0.05 and 0.1 gives a straight path an excess of about 0.004, 0.03 and 0.1: compare models at equal distance from the
-    manifold, or by `overshoot`, whose floor is eight times lower.
+    Returns means over pairs: ``factor_excess`` (mean over factors; details: ``by_points``, seen at fewer),
+    ``factor_straightness``, ``factor_path_length`` and ``manifold_distance``, the mean squared re-rendering error of a
+    frame. The details of each hold its value on the ``floor``: for every path, the straight line between the factors of
+    its ends, with white noise of the path's own mean re-rendering error. What a model leaves over varies more smoothly
+    (less excess) and looks more like faces (more): read it as a scale, and compare models at equal distance.
     """
-    if num_pairs < 2 or num_points < 3:
-        raise ValueError(f"num_pairs must be at least 2 and num_points at least 3; got {num_pairs} and {num_points}")
-    if (name := getattr(interpolate, "__name__", "<lambda>")) == "<lambda>":
-        raise ValueError(f"interpolate must be a named function, as its name is in the protocol; got {interpolate!r}")
-    key = {"num_points": num_points, "interpolate": name, **(protocol or {})}
+    check_walks(num_pairs, num_points, interpolate, "interpolate")
+    key = {"num_points": num_points, "interpolate": interpolate.__name__, **(protocol or {})}
 
     def compute(start: int, stop: int) -> Arrays:
         ends = draw_latents(shape, 2 * start, 2 * stop, seed=seed, stream="paths")
         frames = traverse(generate, ends[::2], ends[1::2], num_points, path=interpolate, batch_size=batch_size)
         if frames.shape[2] != 3 or frames.shape[3] != frames.shape[4]:
-            raise ValueError(
-                "the truth is known of rendered faces only, square images with 3 channels; "
-                f"got images of shape {tuple(frames.shape[2:])}"
-            )
+            needed = "the truth is known of rendered faces only, square images with 3 channels"
+            raise ValueError(f"{needed}; got images of shape {tuple(frames.shape[2:])}")
         if (same := (frames[:, 0] - frames[:, -1]).flatten(1).abs().amax(dim=1) < 1e-5).any():
-            raise ValueError(
-                f"path {start + int(same.int().argmax())} begins and ends in the same image; expected images that "
-                "differ where latents do"
-            )
+            path = f"path {start + int(same.int().argmax())} begins and ends in the same image"
+            raise ValueError(f"{path}; expected images that differ where latents do")
         arrays = fit_faces(frames)
         if floor:
             straight = _straight_paths(arrays, frames.shape[-1], start, seed).to(frames.device)
@@ -124,22 +113,35 @@ def path_truth(
 
     size = max(1, batch_size // num_points)
     arrays = over_units(compute, num_pairs, size=size, what="path truth", floor=floor, seed=seed, **key)
-    units = _summaries(arrays["factors"], arrays["error"])
+
+    def summaries(kind: str) -> dict[str, Floats]:
+        factors = arrays[f"{kind}factors"]
+        return {
+            "factor_excess": excess_variation(factors).mean(axis=1),
+            "factor_straightness": straightness(factors),
+            "factor_path_length": factor_path_length(factors),
+            "manifold_distance": arrays[f"{kind}error"].mean(axis=1),
+        }
+
+    units = summaries("")
     details: dict[str, dict[str, Any]] = {name: {} for name in units}
-    if floor:
-        for name, values in _summaries(arrays["floor_factors"], arrays["floor_error"]).items():
-            details[name]["floor"] = {"value": float(values.mean()), "interval": list(bootstrap_interval(values))}
-        details["factor_excess"]["floor"] |= _by_factor(arrays["floor_factors"])
+    for name, values in summaries("floor_").items() if floor else ():
+        details[name]["floor"] = {"value": float(values.mean()), "interval": list(bootstrap_interval(values))}
     strides = [stride for stride in range(1, (num_points - 1) // 2 + 1) if (num_points - 1) % stride == 0]
-    by_points = {  # the same paths seen at every second frame, every third, …
+    details["factor_excess"]["by_points"] = {  # the same paths seen at every second frame, every third, …
         "num_points": [(num_points - 1) // stride + 1 for stride in strides],
         "value": [float(excess_variation(arrays["factors"][:, ::stride]).mean()) for stride in strides],
     }
-    details["factor_excess"] |= {"by_points": by_points, **_by_factor(arrays["factors"])}
     shared = {"unit": "pairs", "seed": seed, "protocol": key}
-    return {
-        name: Measurement.from_units(name, values, details=details[name], **shared) for name, values in units.items()
-    }
+    return {n: Measurement.from_units(n, values, details=details[n], **shared) for n, values in units.items()}
+
+
+def check_walks(num_pairs: int, num_points: int, path: Path, name: str) -> None:
+    """Refuse fewer than two pairs of three points, and a path without a name for the protocol."""
+    if num_pairs < 2 or num_points < 3:
+        raise ValueError(f"num_pairs must be at least 2 and num_points at least 3; got {num_pairs} and {num_points}")
+    if getattr(path, "__name__", "<lambda>") == "<lambda>":
+        raise ValueError(f"{name} must be a named function, as its name is in the protocol; got {path!r}")
 
 
 def fit_faces(frames: Tensor) -> Arrays:
@@ -148,25 +150,9 @@ def fit_faces(frames: Tensor) -> Arrays:
     return {name: part.unflatten(0, frames.shape[:2]).cpu().numpy() for name, part in fit._asdict().items()}
 
 
-def means(columns: NDArray[np.floating]) -> dict[str, list]:
+def means(columns: Floats) -> dict[str, list]:
     """Return the means of columns over rows, with their bootstrap intervals."""
-    intervals = [list(bootstrap_interval(column)) for column in columns.T]
-    return {"value": columns.mean(axis=0).tolist(), "interval": intervals}
-
-
-def _summaries(factors: np.ndarray, error: np.ndarray) -> dict[str, np.ndarray]:
-    """One number a path for each measurement."""
-    return {
-        "factor_excess": excess_variation(factors).mean(axis=1),
-        "factor_straightness": straightness(factors),
-        "factor_path_length": factor_path_length(factors),
-        "manifold_distance": error.mean(axis=1),
-    }
-
-
-def _by_factor(factors: np.ndarray) -> dict[str, Any]:
-    excess, beyond = means(excess_variation(factors)), means(overshoot(factors))
-    return {"factors": list(FACTORS), "by_factor": excess, "overshoot": beyond}
+    return {"value": columns.mean(axis=0).tolist(), "interval": [list(bootstrap_interval(c)) for c in columns.T]}
 
 
 def _straight_paths(fitted: Arrays, resolution: int, start: int, seed: int) -> Tensor:
@@ -181,10 +167,152 @@ def _straight_paths(fitted: Arrays, resolution: int, start: int, seed: int) -> T
     return frames
 
 
-def _check_factors(factors: ArrayLike) -> NDArray[np.floating]:
-    z = np.asarray(factors, dtype=float)
-    if z.ndim != 3 or z.shape[1] < 2 or 0 in z.shape:
-        raise ValueError(f"factors must be (paths, at least 2 points, factors); got shape {z.shape}")
-    if not np.isfinite(z).all():
-        raise ValueError(f"factors must be finite; got {np.count_nonzero(~np.isfinite(z))} NaN or infinite values")
-    return z
+# Tangents
+
+
+def principal_angles(a: ArrayLike, b: ArrayLike) -> Floats:
+    """Return the principal angles between the spans of the columns of a (…, n, p) and of b (…, n, q), by scipy.
+
+    (…, min(p, q)) radians, ascending (Björck and Golub 1973); columns of any lengths, but independent.
+    """
+    a, b = _unit_columns(a), _unit_columns(b)
+    if a.shape[:-1] != b.shape[:-1]:
+        raise ValueError(f"both spans must lie in one space; got shapes {a.shape} and {b.shape}")
+    return np.vectorize(subspace_angles, signature="(n,p),(n,q)->(k)")(a, b)[..., ::-1]
+
+
+def _unit_columns(columns: ArrayLike) -> Floats:
+    given = np.asarray(columns)
+    matrix = given.astype(float)
+    if matrix.ndim < 2 or not 1 <= matrix.shape[-1] <= matrix.shape[-2]:
+        raise ValueError(f"expected (…, n, p) with 1 ≤ p ≤ n columns; got shape {matrix.shape}")
+    if not np.isfinite(matrix).all():
+        raise ValueError("columns must be finite; got NaN or infinite values")
+    length = np.linalg.norm(matrix, axis=-2, keepdims=True)
+    matrix = matrix / np.where(length > 0, length, 1)
+    precision = np.finfo(given.dtype if given.dtype.kind == "f" else float).eps
+    if (np.linalg.matrix_rank(matrix, rtol=precision * matrix.shape[-2]) < matrix.shape[-1]).any():
+        independent = f"the {matrix.shape[-1]} columns must be linearly independent"
+        raise ValueError(f"{independent}; their span has fewer dimensions")
+    return matrix
+
+
+def tangent_space(factors: Tensor, resolution: int) -> Tensor:
+    """Return the columns ∂render/∂z_k that span the manifold's tangent space, (B, 10) → (B, 3R², 10), without graph."""
+    with torch.no_grad():
+        at_z = Linearisation(partial(render, resolution=resolution), factors)
+        directions = torch.eye(len(FACTORS), dtype=factors.dtype, device=factors.device)
+        return torch.stack([at_z.jvp(row.expand_as(factors)).flatten(1) for row in directions], dim=2)
+
+
+def encoder_alignment(
+    f: Map,
+    scheduler: SchedulerMixin,
+    t: int,
+    resolution: int,
+    *,
+    num_faces: int,
+    k: int = len(FACTORS),
+    tolerance: float = 3e-3,
+    batch_size: int = 8,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    protocol: Mapping[str, Any] | None = None,
+) -> Measurement:
+    """Compare what a map such as X_t → H sees most in noisy faces, √ᾱ_t render(z) + √(1−ᾱ_t) ε, with what can change.
+
+    The directions are the k leading right singular vectors of ∂f/∂x_t, to a largest residual of `tolerance` · σ₁ (at
+    0.03 the last of ten can still be wrong). They and the faces' tangent space are taken within the tangent space at
+    x_t of the sphere through it. Details: ``chance``, mean principal ``angles`` in degrees, ascending, mean ``energy``
+    ‖Qᵀuᵢ‖² of each direction and mean ``sigma``.
+    """
+    schedule = NoiseSchedule.of(scheduler)
+    schedule.check_steps(t)
+
+    def compute(start: int, stop: int) -> Arrays:
+        draws = [number_generator(seed, "tangent faces", index) for index in range(start, stop)]
+        factors = torch.cat([sample_factors(1, generator=draw) for draw in draws])
+        faces = render(factors, resolution)
+        noise = draw_latents(faces.shape[1:], start, stop, seed=seed, stream="tangent noise")
+        x_t = schedule.add_noise(faces, noise, t).to(device)
+        sigma, right = singular_vectors(f, x_t, k, tangent=True, tolerance=tolerance, block_size=min(k, 4))
+        columns, at_x = tangent_space(factors.double(), resolution), x_t.flatten(1).double().cpu()
+        true = torch.stack([project_to_tangent(column, at_x) for column in columns.unbind(2)], dim=2)
+        return _compare(right.flatten(2).mT, true, sigma, true.shape[1] - 1)
+
+    key = {"t": t, "k": k, "tolerance": tolerance, **(protocol or {})}
+    return _alignment("encoder_alignment", compute, num_faces, "faces", batch_size, seed, key)
+
+
+def decoder_alignment(
+    f: Map,
+    shape: tuple[int, ...],
+    *,
+    num_latents: int,
+    k: int = len(FACTORS),
+    tolerance: float = 3e-3,
+    batch_size: int = 4,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    protocol: Mapping[str, Any] | None = None,
+) -> Measurement:
+    """Compare what latents (B, *shape) change most in faces f(x_T), (B, 3, R, R), with what can change in a face.
+
+    As `encoder_alignment`, with leading left singular vectors of ∂f/∂x_T within the tangent space of the latents'
+    sphere, and the tangent space of the fitted face, whose mean re-rendering ``error`` is one more detail.
+    """
+
+    def compute(start: int, stop: int) -> Arrays:
+        x_T = draw_latents(shape, start, stop, seed=seed, stream="tangent").to(device)
+        sigma, right = singular_vectors(f, x_T, k, tangent=True, tolerance=tolerance, block_size=min(k, 4))
+        with torch.no_grad():
+            at_x = Linearisation(f, x_T)
+            left = torch.stack([at_x.jvp(v).flatten(1) for v in right.unbind(1)], dim=2)
+        faces = check_images(at_x.value.clamp(-1, 1), stop - start, name="f")
+        fit = estimate_factors(faces)
+        true = tangent_space(fit.factors.double(), faces.shape[-1])
+        return _compare(left, true, sigma, left.shape[1]) | {"error": fit.error.cpu().numpy()}
+
+    key = {"k": k, "tolerance": tolerance, **(protocol or {})}
+    return _alignment("decoder_alignment", compute, num_latents, "latents", batch_size, seed, key)
+
+
+def tangent_alignment(
+    unet: UNet2DModel, scheduler: SchedulerMixin, *, num_latents: int, t: int, num_steps: int, **options: object
+) -> dict[str, Measurement]:
+    """Measure both ends of a model of faces: `decoder_alignment` of `num_steps` of DDIM, `encoder_alignment` at t."""
+    shape = latent_shape(unet)
+    if shape[0] != 3 or shape[1] != shape[2]:
+        raise ValueError(f"tangent spaces are known of faces only, (3, R, R); this model makes images {shape}")
+    options |= {"batch_size": 4, "device": unet.device}
+    sampler, encoder = partial(ddim_sample, unet, scheduler, num_steps=num_steps), partial(encode, unet, t=t)
+    decoded = decoder_alignment(sampler, shape, num_latents=num_latents, protocol={"num_steps": num_steps}, **options)
+    encoded = encoder_alignment(encoder, scheduler, t, shape[1], num_faces=num_latents, **options)
+    return {"decoder_alignment": decoded, "encoder_alignment": encoded}
+
+
+def _compare(directions: Tensor, true: Tensor, sigma: Tensor, dimension: int) -> Arrays:
+    """Angles, and energies in the true space (B, n, 10), of directions (B, n, k), leading ones first."""
+    model, space = directions.double().cpu().numpy(), true.cpu().numpy()
+    basis = np.linalg.qr(space / np.linalg.norm(space, axis=1, keepdims=True))[0]
+    unit = model / np.linalg.norm(model, axis=1, keepdims=True)
+    return {
+        "angles": np.rad2deg(principal_angles(model, space)),
+        "energy": np.square(np.swapaxes(basis, 1, 2) @ unit).sum(axis=1),
+        "sigma": sigma.cpu().numpy(),
+        "dimension": np.full(len(model), dimension),
+    }
+
+
+def _alignment(
+    name: str, compute: Callable[[int, int], Arrays], count: int, unit: str, size: int, seed: int, key: dict[str, Any]
+) -> Measurement:
+    if count < 2 or size < 1:
+        raise ValueError(f"at least 2 latents and a batch of 1 are needed; got {count} and {size}")
+    arrays = over_units(compute, count, size=size, what=name, seed=seed, **key)
+    details = {field: means(arrays[field]) for field in ("angles", "energy", "sigma")}
+    details["chance"] = len(FACTORS) / int(arrays["dimension"][0])
+    if "error" in arrays:
+        details["error"] = float(arrays["error"].mean())
+    aligned = arrays["energy"].mean(axis=1)
+    return Measurement.from_units(name, aligned, unit=unit, seed=seed, protocol=key, details=details)

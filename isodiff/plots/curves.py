@@ -3,43 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import ArrayLike
 
 from isodiff.plots.style import COLOURS, OTHERS, THEORY, colour_of
 
 # ways of taking the isometry term → label, colour, marker; plain training and the full term keep their colours
-WAYS = MappingProxyType(
-    {
-        "dsm": ("denoising loss alone", COLOURS["control"], "o"),
-        "dsm, recomputed": ("denoising loss, recomputed", "#56b4e9", "v"),
-        "control": ("control, λ = 0", COLOURS["control"], "o"),
-        "full": ("full term", COLOURS["isometric"], "s"),
-        "differences": ("full, by differences", "#e69f00", "D"),
-        "differences, recomputed": ("by differences, recomputed", "#aa4499", "v"),
-        "half": ("half of the rows", "#44aa99", "^"),
-        "fraction": ("a quarter of the rows", "#009e73", "^"),
-        "eighth": ("an eighth of the rows", "#117733", "^"),
-        "lazy": ("every 4th step", "#882255", "P"),
-        "released": ("released formula", "#555555", "X"),
-    }
-)
-
-_PAPER = COLOURS["chart_identity"]
+WAYS = {
+    "dsm": ("denoising loss alone", COLOURS["control"], "o"),
+    "dsm, recomputed": ("denoising loss, recomputed", "#56b4e9", "v"),
+    "control": ("control, λ = 0", COLOURS["control"], "o"),
+    "full": ("full term", COLOURS["isometric"], "s"),
+    "differences": ("full, by differences", "#e69f00", "D"),
+    "differences, recomputed": ("by differences, recomputed", "#aa4499", "v"),
+    "half": ("half of the rows", "#44aa99", "^"),
+    "fraction": ("a quarter of the rows", "#009e73", "^"),
+    "eighth": ("an eighth of the rows", "#117733", "^"),
+    "lazy": ("every 4th step", "#882255", "P"),
+    "released": ("released formula", "#555555", "X"),
+}
+_ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 3, "columnspacing": 1, "handletextpad": 0.4}
 
 
-def training_curves(
-    curves: Mapping[str, Mapping[str, Sequence[float | None]]], quantity: str, ax: Axes, *, smooth: int = 1
-) -> Axes:
-    """Draw "dsm" or "anisotropy" of several runs against "step", with a running mean of ``smooth`` points over it.
-
-    A value of None is left out.
-    """
+def training_curves(curves: Mapping[str, Mapping[str, Sequence]], quantity: str, ax: Axes, *, smooth: int) -> Axes:
+    """Draw "dsm" or "anisotropy", or None, of several runs against "step", and its mean over ``smooth`` points."""
     labels = {
         "dsm": r"$L_{\mathrm{dsm}}$ (mean squared error of the noise)",
         "anisotropy": r"anisotropy $L_{\mathrm{iso}}\cdot$rank",
@@ -52,10 +42,9 @@ def training_curves(
             continue
         step, value = np.array(pairs, dtype=float).T
         width = min(smooth, len(value))
-        ax.plot(step, value, color=COLOURS[method], lw=1, **({"alpha": 0.25} if width > 1 else {"label": method}))
-        if width > 1:
-            mean = np.convolve(value, np.ones(width) / width, mode="valid")
-            ax.plot(step[width - 1 :], mean, color=COLOURS[method], label=method)
+        ax.plot(step, value, color=COLOURS[method], lw=1, alpha=0.25)
+        mean = np.convolve(value, np.ones(width) / width, mode="valid")
+        ax.plot(step[width - 1 :], mean, color=COLOURS[method], label=method)
     if quantity == "anisotropy":
         ax.axhline(1, **THEORY, label="scaled isometry")
     ax.set(yscale="log", xlabel="optimiser step", ylabel=labels[quantity])
@@ -69,27 +58,23 @@ def grouped_points(
     *,
     ylabel: str,
     xlabel: str = "protocol",
-    lines: Mapping[str, float] = MappingProxyType({}),
+    lines: Mapping[str, float] | None = None,
 ) -> Axes:
     """Draw, group by group, each model's value with its interval or None side by side; ``lines`` are dashed levels."""
     models = list(dict.fromkeys(model for group in groups.values() for model in group))
     for index, model in enumerate(models):
-        colour, label = colour_of(model, index), model
-        for position, group in enumerate(groups.values()):
-            if model not in group:
-                continue
-            value, interval = group[model]
-            x = position + 0.22 * (index - (len(models) - 1) / 2)
+        colour, offset = colour_of(model, index), 0.22 * (index - (len(models) - 1) / 2)
+        points = {place + offset: group[model] for place, group in enumerate(groups.values()) if model in group}
+        ax.plot(list(points), [value for value, _ in points.values()], "o", color=colour, ms=6, label=model)
+        for x, (_, interval) in points.items():
             if interval is not None:
                 ax.plot([x, x], interval, color=colour, lw=4, alpha=0.35, solid_capstyle="butt")
-            ax.plot(x, value, "o", color=colour, ms=6, label=label)
-            label = None  # one entry a model
-    for style, (name, level) in zip(("--", ":", "-."), lines.items(), strict=False):
-        ax.axhline(level, **{**THEORY, "linestyle": style}, label=name)
+    for style, (name, level) in zip(("--", ":", "-."), (lines or {}).items(), strict=False):
+        ax.axhline(level, **(THEORY | {"linestyle": style}), label=name)
     ax.set_xticks(range(len(groups)), list(groups))
     ax.set(xlim=(-0.6, len(groups) - 0.4), xlabel=xlabel, ylabel=ylabel)
     ax.grid(axis="x", visible=False)
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, columnspacing=1, handletextpad=0.5)
+    ax.legend(**_ABOVE)
     return ax
 
 
@@ -107,28 +92,27 @@ def difference_forest(
 
     ``paper`` adds its differences by name; what lies beyond ±``limit`` becomes an arrow at the edge.
     """
+    published = {"marker": "D", "ms": 5, "color": COLOURS["chart_identity"], "mfc": "none", "zorder": 2, "ls": "none"}
     for row, (name, value, (low, high)) in enumerate(zip(names, differences, intervals, strict=True)):
         colour, face = ("#8a8a8a", "white") if low <= 0 <= high else ("#222222", "#222222")
         ax.plot(np.clip([low, high], -limit, limit), [row, row], color=colour, lw=2)
-        for end in (low, high):
-            if abs(end) > limit:
-                ax.plot(np.sign(end) * limit, row, "<" if end < 0 else ">", ms=4, color=colour)
+        for end in (e for e in (low, high) if abs(e) > limit):
+            ax.plot(np.sign(end) * limit, row, "<" if end < 0 else ">", ms=4, color=colour)
         marker = "o" if abs(value) <= limit else "<" if value < 0 else ">"
         ax.plot(np.clip(value, -limit, limit), row, marker, ms=6, color=colour, mfc=face, zorder=3)
         if paper and name in paper:
-            ax.plot(np.clip(paper[name], -limit, limit), row, "D", ms=5, color=_PAPER, mfc="none", zorder=2)
+            ax.plot(np.clip(paper[name], -limit, limit), row, **published)
     ax.plot([], [], "o", color="#222222", label="interval without zero")
     ax.plot([], [], "o", mfc="white", color="#8a8a8a", label="interval with zero")
     if paper:
-        ax.plot([], [], "D", mfc="none", color=_PAPER, label="paper")
+        ax.plot([], [], label="paper", **published)
     ax.axvline(0, **THEORY)
     ax.set_yticks(range(len(names)), list(names))
-    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.set(xlabel=xlabel, ylabel="metric", ylim=(len(names) - 0.4, -0.6))
     if np.isfinite(limit):
         ax.set_xlim(-1.05 * limit, 1.05 * limit)
-    ax.set(xlabel=xlabel, ylabel="metric")
     ax.grid(axis="y", visible=False)
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, columnspacing=1, handletextpad=0.3)
+    ax.legend(**_ABOVE)
     return ax
 
 
@@ -149,9 +133,9 @@ def cost_over_resolution(cells: Sequence[Mapping[str, Any]], ax: Axes, *, batch:
             ax.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=5, label=label)
     ax.set(xscale="log", yscale="log", xlabel="side of the image, pixels", ylabel=units[quantity])
     ax.set_title(f"batch {batch}")
-    ax.xaxis.set_major_locator(FixedLocator(sorted({cell["resolution"] for cell in measured})))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda side, _: f"{side:g}"))
-    ax.xaxis.set_minor_locator(NullLocator())
+    sides = sorted({cell["resolution"] for cell in measured})
+    ax.set_xticks(sides, map(str, sides))
+    ax.set_xticks([], minor=True)
     low, high = ax.get_ylim()
     ax.set_ylim(low, high * (high / low) ** 0.35)  # room for the legend
     ax.legend(loc="upper left", ncols=2, fontsize=8)

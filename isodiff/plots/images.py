@@ -1,8 +1,4 @@
-"""Images as figures: a grid of samples, a strip along a path.
-
-Images are (N, C, H, W) tensors in [−1, 1] with one channel (grey) or three (RGB). Values beyond are clipped for
-display; ``span`` shows [−span, span] instead, where the noise itself is the subject.
-"""
+"""Grids and strips of images (N, 1 or 3, H, W), clipped to [−1, 1], or to [−span, span] where noise is the subject."""
 
 from __future__ import annotations
 
@@ -26,12 +22,12 @@ def image_strip(
     ax: Axes,
     *,
     labels: Sequence[str] | None = None,
-    title: str | None = "",
-    ylabel: str | None = "",
+    title: str | None = None,
+    ylabel: str | None = None,
     span: float = 1.0,
 ) -> Axes:
     """Show images in one row, with one label under each and the row's name to the left: a path, a sweep."""
-    mosaic, centres = _mosaic(images, max(1, len(images)), span)
+    mosaic, centres = _mosaic(images, len(images), span)
     if labels is not None and len(labels) != len(images):
         raise ValueError(f"labels must be one per image, {len(images)}; got {len(labels)}")
     ax.imshow(mosaic, interpolation="nearest")
@@ -40,8 +36,8 @@ def image_strip(
     ax.set_yticks([])
     ax.set_xticks(centres if labels is not None else [], labels)
     ax.tick_params(length=0)
-    ax.set_title(title or "")
-    ax.set_ylabel(ylabel or "", rotation=0, ha="right", va="center")
+    ax.set_title(title)
+    ax.set_ylabel(ylabel, rotation=0, ha="right", va="center")
     return ax
 
 
@@ -57,11 +53,11 @@ def _mosaic(images: Tensor, columns: int, span: float = 1.0) -> tuple[np.ndarray
     if not np.isfinite(pixels).all():
         raise ValueError(f"images must be finite, got {(~np.isfinite(pixels)).sum()} NaN or infinite values")
     pixels = np.clip((pixels / span + 1) / 2, 0, 1).transpose(0, 2, 3, 1)
-    number, height, width, _ = pixels.shape
+    number, height, width, channels = pixels.shape
     gap, rows = max(1, round(width / 16)), -(-number // columns)
-    mosaic = np.zeros((rows * (height + gap) - gap, columns * (width + gap) - gap, 4), dtype=np.float32)
-    for index, image in enumerate(pixels):
-        top, left = (index // columns) * (height + gap), (index % columns) * (width + gap)
-        mosaic[top : top + height, left : left + width, :3] = image
-        mosaic[top : top + height, left : left + width, 3] = 1
-    return mosaic, np.arange(columns) * (width + gap) + (width - 1) / 2
+    tiles = np.zeros((rows * columns, height + gap, width + gap, 4), dtype=np.float32)
+    tiles[:number, :height, :width] = np.concatenate(
+        [pixels.repeat(3 // channels, -1), np.ones_like(pixels[..., :1])], -1
+    )
+    mosaic = tiles.reshape(rows, columns, *tiles.shape[1:]).swapaxes(1, 2).reshape(rows * (height + gap), -1, 4)
+    return mosaic[:-gap, :-gap], np.arange(columns) * (width + gap) + (width - 1) / 2

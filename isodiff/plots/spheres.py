@@ -1,8 +1,6 @@
-"""A sphere seen from afar, and its stereographic chart.
+"""A unit sphere seen from 22° above the equator, at 25° of longitude, and its stereographic chart.
 
-Drawn on ordinary two-dimensional axes, so that what lies on the far side can be told from what lies on the near side,
-which matplotlib's own three-dimensional axes do not do. The sphere has radius 1; the course looks at it from 22° above
-the equator, at 25° of longitude.
+The axes are two-dimensional: matplotlib's own three-dimensional ones do not tell the far side from the near side.
 """
 
 from __future__ import annotations
@@ -39,13 +37,11 @@ def globe(ax: Axes, *, graticule: float = 30.0) -> Axes:
     light = np.round(light * 60) / 60  # steps too fine to see keep the picture small
     picture = np.concatenate([light * np.array([0.955, 0.965, 0.985]), inside[..., None]], axis=-1)
     ax.imshow(picture, extent=(-1, 1, -1, 1), origin="lower", interpolation="nearest", zorder=0)
-    angle, half = np.linspace(-np.pi, np.pi, 361), np.linspace(-np.pi / 2, np.pi / 2, 181)
-    for latitude in np.deg2rad(np.arange(-90 + graticule, 90, graticule)):
-        parallel = np.stack([np.cos(latitude) * np.cos(angle), np.cos(latitude) * np.sin(angle)], axis=1)
-        curve(np.column_stack([parallel, np.full(361, np.sin(latitude))]), ax, color=_LINES, linewidth=0.6)
-    for longitude in np.deg2rad(np.arange(0, 360, graticule)):
-        meridian = [np.cos(half) * np.cos(longitude), np.cos(half) * np.sin(longitude), np.sin(half)]
-        curve(np.stack(meridian, axis=1), ax, color=_LINES, linewidth=0.6)
+    parallels = [(90, 0, polar) for polar in np.arange(graticule, 180, graticule)]
+    meridians = [(0, longitude, 90) for longitude in np.arange(0, 180, graticule)]  # whole great circles, by their pole
+    for circle in parallels + meridians:
+        curve(small_circle(*circle, number=361), ax, color=_LINES, linewidth=0.6)
+    angle = np.linspace(-np.pi, np.pi, 361)
     ax.plot(np.cos(angle), np.sin(angle), color="#6b7485", linewidth=1, zorder=1)
     ax.set(xlim=(-1.12, 1.12), ylim=(-1.12, 1.12), aspect="equal")
     ax.set_axis_off()
@@ -63,10 +59,7 @@ def curve(points: FloatArray, ax: Axes, *, color: str, linewidth: float) -> Axes
 
 
 def small_circle(latitude: float, longitude: float, radius: float, *, number: int = 73) -> FloatArray:
-    """Return points of a circle on the unit sphere, (number, 3), the first and last equal and due north of its centre.
-
-    The centre and the angle between it and the circle are in degrees.
-    """
+    """Return a circle on the unit sphere, (number, 3), the first and last due north of its centre; in degrees."""
     lat, lon, r = np.deg2rad([latitude, longitude, radius])
     centre = np.array([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)])
     north = np.array([-np.sin(lat) * np.cos(lon), -np.sin(lat) * np.sin(lon), np.cos(lat)])

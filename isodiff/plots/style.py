@@ -1,7 +1,6 @@
 """One look for every figure of the course: a colour per method, quiet axes, a caption with n and seeds.
 
-The colours are those of Okabe and Ito (2008) and of Tol's muted scheme, told apart under the common forms of
-colour blindness; theory is always dashed black.
+The colours, of Okabe and Ito (2008) and Tol's muted scheme, are told apart under the common forms of colour blindness.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import base64
 import io
 import textwrap
-from types import MappingProxyType
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -18,29 +16,25 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-COLOURS = MappingProxyType(
-    {
-        "base": "#7f7f7f",
-        "control": "#0072b2",
-        "isometric": "#d55e00",
-        "euclidean": "#e69f00",
-        "chart_identity": "#aa4499",
-        "stereographic": "#009e73",
-        "lerp": "#56b4e9",
-        "slerp": "#332288",
-        "tangential": "#aa3344",
-        "density": "#999933",
-        "norm_aware": "#99ddcc",
-        "noise_diffusion": "#eecc66",
-        "theory": "#000000",
-    }
-)
-
+COLOURS = {
+    "base": "#7f7f7f",
+    "control": "#0072b2",
+    "isometric": "#d55e00",
+    "euclidean": "#e69f00",
+    "chart_identity": "#aa4499",
+    "stereographic": "#009e73",
+    "lerp": "#56b4e9",
+    "slerp": "#332288",
+    "tangential": "#aa3344",
+    "density": "#999933",
+    "norm_aware": "#99ddcc",
+    "noise_diffusion": "#eecc66",
+    "theory": "#000000",
+}
 # for what is no method, such as data or factors, by its place in the figure
 OTHERS = ("#009e73", "#e69f00", "#aa4499", "#56b4e9", "#332288", "#117733", "#882255", "#999933")
-
 # drawn by every line that shows a theoretical value: ax.plot(x, y, **THEORY)
-THEORY = MappingProxyType({"color": COLOURS["theory"], "linestyle": "--", "linewidth": 1.3})
+THEORY = {"color": COLOURS["theory"], "linestyle": "--", "linewidth": 1.3}
 
 
 def use_style() -> None:

@@ -1,14 +1,7 @@
 """The reproduction: claims, the experiments that decide them, and verdicts from records alone.
 
 A claim is a table of `claims.toml`, which names its endpoint and its rule; what is run for it is in `experiments.toml`.
-
-| module | what |
-|---|---|
-| `claims` | reads both files |
-| `endpoints`, `rules` | from records to one number a seed; from these to a verdict |
-| `run`, `programs` | executes experiments, one record a run; those without a diffusion model |
-| `report`, `readme` | verdicts and tables; what the README shows |
-| `command` | `isodiff reproduce` |
+`run` leaves a record a run, `endpoints` makes of these one number a seed, `rules` a verdict and `report` tables.
 """
 
 import lazy_loader

@@ -26,11 +26,7 @@ def reproduce_claims(
     readme: bool = False,
     progress: bool = True,
 ) -> int:
-    """Decide the papers' claims, by running what decides them; return 1 if a run has failed, and otherwise 0.
-
-    What has a record is not run again; interrupted, it goes on when it is given again. The arguments are the options
-    that `isodiff reproduce --help` explains.
-    """
+    """Decide the papers' claims, by running what has no record yet; return 1 if a run has failed, and otherwise 0."""
     names = check_names(claims) if claims else list(CLAIMS)
     known = experiments(profile)
     if photographs and (profile != "gpu" or claims):
@@ -50,8 +46,7 @@ def reproduce_claims(
         from isodiff.reproduce.run import Place, reproduce
 
         needed = {name for claim in names if (endpoint := CLAIMS[claim].endpoint) for name in endpoint.experiments}
-        needed |= {"photos64"} if photographs else set()
-        chosen = {name: experiment for name, experiment in known.items() if name in needed}
+        chosen = {name: e for name, e in known.items() if name in needed or (photographs and name == "photos64")}
         place = Place(profile, output, work, str(resolve_device(device)), photographs)
         if failures := reproduce(chosen, place, jobs=jobs, progress=progress):
             print("\n".join(f"FAILED {failure}" for failure in failures), file=sys.stderr)
@@ -65,9 +60,7 @@ def reproduce_claims(
     if readme:
         page, notebooks = repository_root() / "README.md", repository_root() / "notebooks"
         text = fill_readme(page.read_text(encoding="utf-8"), readme_blocks(output, notebooks))
-        written += write_figures(output, notebooks, data_directory() / "figures")
+        written += [*write_figures(output, notebooks, data_directory() / "figures"), page]
         write_whole(page, text)
-        written.append(page)
-    for path in written:
-        print(f"written: {path}")
+    print(*(f"written: {path}\n" for path in written), sep="", end="")
     return 0

@@ -15,11 +15,10 @@ Values = dict[str, float]
 
 
 def sphere(seed: int, *, num_steps: int, batch_size: int) -> Values:
-    """Train autoencoders of the two-sphere with and without the term, with estimated and with exact traces (Fig. 2).
+    """Train autoencoders of the two-sphere but for a cap of 60°, with estimated and with exact traces (Fig. 2).
 
-    They share weights, points and probes; a cap of 60° is left out. ``stress_<method>`` is how far latent distances are
-    from proportional to geodesic ones, over 2,000 pairs, and ``anisotropy_<traces>`` 2 · L_iso after training. The
-    weights of the term are those of the rule in notebook 01.
+    ``stress_<method>`` is how far latent distances are from proportional to geodesic ones, over 2,000 pairs, and
+    ``anisotropy_<traces>`` 2 · L_iso after training. The weights of the term are those of notebook 01.
     """
     ways = {
         ("reconstruction", "estimated"): (None, 0.0),
@@ -48,9 +47,8 @@ def sphere(seed: int, *, num_steps: int, batch_size: int) -> Values:
         if traces == "estimated":
             with torch.no_grad():
                 a, b = (networks.encode(ends[None])[0] for ends in points)
-            values[f"stress_{method}"] = toy.distance_stress(
-                (a - b).norm(dim=-1), toy.great_circle_distance(*points)
-            ).item()
+            stress = toy.distance_stress((a - b).norm(dim=-1), toy.great_circle_distance(*points))
+            values[f"stress_{method}"] = stress.item()
     return values
 
 
@@ -85,11 +83,10 @@ def shell(seed: int, *, num_images: int, resolution: int) -> Values:
 
 
 def cost(seed: int, *, resolution: int, batch_size: int, repeats: int) -> Values:
-    """Time the loss of a training step without and with the isometry term, forward and backward.
+    """Time the losses of a training step, forward and backward, in medians of processor time over interleaved repeats.
 
-    Processor time, medians of interleaved repeats: ``dsm_seconds`` and ``term_seconds`` of either alone, ``step_ratio``
-    of a step with the term on half of the steps (p = 1/2) over a plain one, ``row_ratio`` the same on a quarter of the
-    rows.
+    ``step_ratio`` is of a step with the term on half of the steps (p = 1/2) over a plain one, ``row_ratio`` the same on
+    a quarter of the rows.
     """
     pipeline = diffusion.build_pipeline("faces32", resolution=resolution, seed=seed)
     unet, scheduler = pipeline.unet.requires_grad_(True), pipeline.scheduler

@@ -68,10 +68,9 @@ def _signed(number: float) -> str:
 
 
 def decide(folder: Path, names: Iterable[str] | None = None) -> list[Decision]:
-    """Decide claims, by default all, from the records of a folder, in the order of `CLAIMS`.
+    """Decide claims, by default all, in the order of `CLAIMS`; a claim asked for without records is refused.
 
-    The correction always runs over all claims that have an endpoint; one without records decides nothing, and is
-    refused (FileNotFoundError) only if it is asked for.
+    The correction always runs over all claims that have an endpoint; one without records decides nothing.
     """
     wanted = list(CLAIMS) if names is None else check_names(names)
     found = {name: Decision(claim, None, claim.settled or "not testable here") for name, claim in CLAIMS.items()}
@@ -81,9 +80,7 @@ def decide(folder: Path, names: Iterable[str] | None = None) -> list[Decision]:
         experiment, arm, quantity = claim.endpoint.sources[0]
         try:
             estimate = claim.endpoint(folder)
-            sample = sample_of(
-                load_run(record(folder, experiment, arm, seeds_of(folder, experiment, arm)[0])), quantity
-            )
+            body = load_run(record(folder, experiment, arm, seeds_of(folder, experiment, arm)[0]))
         except (FileNotFoundError, KeyError, ValueError) as error:
             if name in wanted:
                 raise FileNotFoundError(
@@ -92,7 +89,7 @@ def decide(folder: Path, names: Iterable[str] | None = None) -> list[Decision]:
                 ) from error
             continue
         verdict, p_values[name] = claim.rule.decide(estimate)
-        found[name] = Decision(claim, estimate, verdict, p_values[name], sample=sample)
+        found[name] = Decision(claim, estimate, verdict, p_values[name], sample=sample_of(body, quantity))
     for name in p_values.keys() - survivors(p_values):
         if found[name].verdict in ("reproduced", "not reproduced"):
             found[name] = dataclasses.replace(found[name], verdict="underpowered", corrected=True)
@@ -168,17 +165,11 @@ def write_report(folder: Path) -> list[Path]:
     for heading in TABLES:
         text += [f"## {heading}", table_markdown(folder, heading)]
     text += ["Mean over seeds ± standard error of the mean."]
-    plain = [
-        {
-            "claim": d.claim.name,
-            "verdict": d.verdict,
-            "corrected": d.corrected,
-            "p": float(f"{d.p:.4g}"),
-            "values": [float(f"{v:.6g}") for v in d.estimate.values] if d.estimate else [],
-            "ours": d.ours,
-        }
-        for d in decisions
-    ]
+    plain = []
+    for d in decisions:
+        values = [float(f"{value:.6g}") for value in d.estimate.values] if d.estimate else []
+        facts = {"claim": d.claim.name, "verdict": d.verdict, "corrected": d.corrected, "p": float(f"{d.p:.4g}")}
+        plain.append(facts | {"values": values, "ours": d.ours})
     write_whole(folder / "verdicts.md", "\n\n".join(text) + "\n")
     write_whole(folder / "verdicts.json", json.dumps(plain, indent=1) + "\n")
     return [folder / "verdicts.md", folder / "verdicts.json"]

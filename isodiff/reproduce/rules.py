@@ -1,13 +1,11 @@
-r"""From numbers, one a seed, to a verdict.
+"""From numbers, one a seed, to a verdict.
 
-Over S seeds the interval of an endpoint is Student's, ``mean ± t_{S−1} · sd / √S``; a seed decides training, latents
-and images, so it covers the chance of all. With ``θ`` the smallest effect that would still count, the claim is *not
-reproduced* where the interval leaves out every effect of at least ``θ``, else *reproduced* where it leaves out zero,
-and else *underpowered*.
+Over S seeds the interval of an endpoint is Student's, ``mean ± t_{S−1} · sd / √S``. With ``θ`` the smallest effect that
+would still count, the claim is *not reproduced* where the interval leaves out every effect of at least ``θ``, else
+*reproduced* where it leaves out zero, and else *underpowered*.
 
 Each decided claim has a p-value, twice that of the one-sided test its verdict rests on, as each rule can end in two
-verdicts. Over all claims they are corrected by Benjamini and Hochberg (1995) at a false discovery rate of 5 %; what
-does not survive becomes *underpowered*.
+verdicts. Over all claims they are corrected by Benjamini and Hochberg (1995); what does not survive is *underpowered*.
 """
 
 from __future__ import annotations
@@ -15,10 +13,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from scipy import stats
 
@@ -68,12 +67,8 @@ class Estimate:
 class Effect:
     """The claim that an endpoint is negative (``sign = −1``) or positive, by at least ``smallest`` in size."""
 
-    sign: int
-    smallest: float
-
-    def __post_init__(self) -> None:
-        if self.sign not in (-1, 1) or not self.smallest >= 0:
-            raise ValueError(f"sign must be -1 or 1 and smallest at least 0; got {self.sign} and {self.smallest}")
+    sign: Literal[-1, 1]
+    smallest: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
     def decide(self, estimate: Estimate) -> tuple[str, float]:
         """Return the verdict and its p-value."""
@@ -91,7 +86,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Within:
-    """The claim that an endpoint lies between two bounds: a value is met, or two arms do not differ by more."""
+    """The claim that an endpoint lies between two bounds."""
 
     low: float
     high: float
@@ -105,10 +100,9 @@ class Within:
         low, high = estimate.interval
         if self.low <= low and high <= self.high:
             return "reproduced", 2 * max(estimate.tail(self.low, below=False), estimate.tail(self.high, below=True))
-        if high < self.low:
-            return "not reproduced", 2 * estimate.tail(self.low, below=True)
-        if low > self.high:
-            return "not reproduced", 2 * estimate.tail(self.high, below=False)
+        if high < self.low or low > self.high:
+            nearest = self.low if high < self.low else self.high
+            return "not reproduced", 2 * estimate.tail(nearest, below=high < self.low)
         return "underpowered", 1.0
 
     def text(self, unit: str) -> str:

@@ -19,28 +19,24 @@ from tqdm import tqdm
 
 from isodiff import datasets, diffusion, metrics
 from isodiff.files import write_whole
-from isodiff.reproduce.claims import Experiment, Pretraining, Program
+from isodiff.reproduce.claims import Experiment, Program
 from isodiff.reproduce.endpoints import FORMAT, load_run, record
 from isodiff.reproduce.programs import PROGRAMS
 
 
-@dataclasses.dataclass(frozen=True, order=True)
+@dataclasses.dataclass(frozen=True)
 class Run:
-    """One arm of one experiment with one seed; a program has the single arm ``run``."""
+    """One arm of one experiment with one seed."""
 
     experiment: str
     seed: int
     arm: str
+    settings: Mapping[str, Any] = dataclasses.field(repr=False)  # everything that decides its record, as plain values
 
     @property
     def file(self) -> Path:
         """Where its record goes, within the output."""
         return record(Path(), self.experiment, self.arm, self.seed)
-
-    @property
-    def base(self) -> Run:
-        """The run of the same seed that trains the base."""
-        return dataclasses.replace(self, arm="base")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,19 +49,24 @@ class Place:
     device: str = "cpu"
     photographs: str | None = None
 
-    def model(self, run: Run) -> Path:
-        """Return the folder of a run's model."""
-        return self.work / "models" / run.file.with_suffix("")
+    def model(self, run: Run, arm: str | None = None) -> Path:
+        """Return the folder of a run's model, or of another arm with the same seed."""
+        return self.work / "models" / record(Path(), run.experiment, arm or run.arm, run.seed).with_suffix("")
 
-    def dataset(self, experiment: Experiment) -> str:
-        """Return an experiment's data set, as `isodiff evaluate` names it."""
-        return f"folder:{self.photographs}" if experiment.dataset == "photographs" else experiment.dataset
+    def dataset(self, run: Run) -> str:
+        """Return a run's data set, as `isodiff evaluate` names it."""
+        name = run.settings["dataset"]
+        return f"folder:{self.photographs}" if name == "photographs" else name
 
 
 def runs_of(experiments: Mapping[str, Experiment | Program]) -> list[Run]:
     """Return the runs of some experiments, base first, seed by seed."""
-    arms = {name: ["run"] if isinstance(e, Program) else list(e.arms) for name, e in experiments.items()}
-    return [Run(name, seed, arm) for name, e in experiments.items() for seed in range(e.seeds) for arm in arms[name]]
+    return [
+        Run(name, seed, arm, {**experiment.settings(arm), "seed": seed})
+        for name, experiment in experiments.items()
+        for seed in range(experiment.seeds)
+        for arm in experiment.arms
+    ]
 
 
 def reproduce(
@@ -77,18 +78,18 @@ def reproduce(
     """
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1; got {jobs}")
-    todo = [run for run in runs_of(experiments) if not is_done(run, experiments[run.experiment], place)]
-    own = {name for name, e in experiments.items() if isinstance(e, Experiment) and isinstance(e.base, Pretraining)}
-    later = [run for run in todo if run.experiment in own and run.arm != "base"]
-    first = [run for run in todo if run not in later]
+    runs = runs_of(experiments)
+    todo = [run for run in runs if not is_done(run, place)]
+    later = [run for run in todo if isinstance(run.settings.get("base"), dict) and run.arm != "base"]
     # a base whose record is there, but not its model, is trained again for those that start from it
-    lost = {run.base for run in later if not (place.model(run.base) / diffusion.RECORD).is_file()} - set(first)
+    lost = {place.model(run, "base") for run in later if not (place.model(run, "base") / diffusion.RECORD).is_file()}
+    first = [run for run in runs if place.model(run) in lost or (run in todo and run not in later)]
     failures, options = [], {"mp_context": get_context("spawn"), "initializer": _prepare, "initargs": (jobs,)}
-    with tqdm(total=len(lost) + len(todo), unit="run", disable=not progress) as bar:
-        for wave in (sorted(lost) + first, later):
+    with tqdm(total=len(first) + len(later), unit="run", disable=not progress) as bar:
+        for wave in (first, later):
             with ProcessPoolExecutor(jobs, **options) as pool:
                 try:
-                    futures = {pool.submit(execute, run, experiments[run.experiment], place): run for run in wave}
+                    futures = {pool.submit(execute, run, place): run for run in wave}
                     for future in as_completed(futures):
                         run = futures[future]
                         bar.update()
@@ -109,92 +110,69 @@ def _prepare(jobs: int) -> None:
     logging.disable_progress_bar()
 
 
-def settings_of(run: Run, experiment: Experiment | Program) -> dict[str, Any]:
-    """Return everything that decides a run's record, as plain values."""
-    if isinstance(experiment, Program):
-        return {"function": experiment.function, "options": dict(experiment.options), "seed": run.seed}
-    arm, base = experiment.arms[run.arm], experiment.base
-    if isinstance(base, Pretraining):
-        base = {name: value for name, value in dataclasses.asdict(base).items() if value is not None}
-    plain = {
-        "dataset": experiment.dataset,
-        "base": base,
-        "config": None if arm.changes is None else {**experiment.config, **arm.changes},
-        "families": arm.families,
-        "sizes": {**experiment.sizes, **arm.sizes},
-        "seed": run.seed,
-    }
-    return json.loads(json.dumps(plain))
-
-
-def is_done(run: Run, experiment: Experiment | Program, place: Place) -> bool:
+def is_done(run: Run, place: Place) -> bool:
     """Return whether a run's record is there; a ValueError names one of other settings, or a damaged one."""
     path = place.output / run.file
     if not path.is_file():
         return False
-    written, wanted = load_run(path)["run"]["settings"], settings_of(run, experiment)
+    written, wanted = load_run(path)["run"]["settings"], run.settings
     if differ := [name for name in sorted(written.keys() | wanted.keys()) if written.get(name) != wanted.get(name)]:
         names = ", ".join(differ)
         raise ValueError(f"{path} was made with other settings ({names}); choose another output, or delete it")
     return True
 
 
-def execute(run: Run, experiment: Experiment | Program, place: Place) -> None:
-    """Do one run and write its record; if that is there, only what others start from is made."""
-    if is_done(run, experiment, place):
-        if isinstance(experiment, Experiment):
-            _model(run, experiment, place)
+def execute(run: Run, place: Place) -> None:
+    """Do one run and write its record; if that is there, only the model that others start from is made."""
+    program = PROGRAMS.get(run.settings.get("function"))
+    if is_done(run, place):
+        if program is None:
+            _model(run, place)
         return
-    if isinstance(experiment, Program):
-        found: dict[str, Any] = {"values": PROGRAMS[experiment.function](run.seed, **experiment.options)}
-    else:
-        found = _measure(run, experiment, place)
-    facts = {**dataclasses.asdict(run), "settings": settings_of(run, experiment), "profile": place.profile}
-    made_by = {"versions": metrics.versions(), "revision": metrics.git_revision()}
-    body = {"format": FORMAT, "run": facts, **found, **made_by}
+    found = {"values": program(run.seed, **run.settings["options"])} if program else _measure(run, place)
+    facts = {**dataclasses.asdict(run), "profile": place.profile}
+    body = {"format": FORMAT, "run": facts, **found, "versions": metrics.versions(), "revision": metrics.git_revision()}
     text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_whole(place.output / run.file, text, advice="make room there and run the same command again")
 
 
-def _measure(run: Run, experiment: Experiment, place: Place) -> dict[str, Any]:
+def _measure(run: Run, place: Place) -> dict[str, Any]:
     """Return a record's curves and measurements: of these what decides between seeds, and details over t."""
-    (model, curves), settings = _model(run, experiment, place), settings_of(run, experiment)
+    model, curves = _model(run, place)
     found = metrics.evaluate(
         model,
-        settings["families"],
-        dataset=place.dataset(experiment),
+        run.settings["families"],
+        dataset=place.dataset(run),
         profile="gpu" if place.profile == "gpu" else "cpu",
         seed=run.seed,
         device=place.device,
-        sizes=settings["sizes"],
+        sizes=run.settings["sizes"],
         cache=place.work / "cache",
     )
-    plain = {name: measured.to_json() for name, measured in found.measurements.items()}
-    for facts in plain.values():
-        details = {
-            key: facts["details"][key] for key in facts["details"] if key in ("steps", "value", "chance", "rank")
-        }
-        facts["details"] = details
-    kept = ("value", "interval", "n", "unit", "protocol", "details")
-    return curves | {"measurements": {name: {key: facts[key] for key in kept} for name, facts in plain.items()}}
+    measurements = {}
+    for name, facts in ((name, measured.to_json()) for name, measured in found.measurements.items()):
+        kept = {key: facts[key] for key in ("value", "interval", "n", "unit", "protocol")}
+        kept["details"] = {k: v for k, v in facts["details"].items() if k in ("steps", "value", "chance", "rank")}
+        measurements[name] = kept
+    return curves | {"measurements": measurements}
 
 
-def _model(run: Run, experiment: Experiment, place: Place) -> tuple[Any, dict[str, Any]]:
+def _model(run: Run, place: Place) -> tuple[Any, dict[str, Any]]:
     """Return the trained model of a run, from its folder where it is there, and the record's part on its training."""
-    fields, base = settings_of(run, experiment)["config"], experiment.base
+    base, fields = run.settings["base"], run.settings["config"]
     if isinstance(base, str):
         pipeline, origin = diffusion.load_pipeline(base), base
         if fields is None:
             return pipeline, {}
     elif fields is None:
-        pipeline = diffusion.build_pipeline(base.architecture, resolution=base.resolution, seed=run.seed)
-        fields, origin = {**base.config, "lambda_iso": 0.0}, base.architecture
+        fields, origin = {**base["config"], "lambda_iso": 0.0}, base["architecture"]
+        pipeline = diffusion.build_pipeline(origin, resolution=base.get("resolution"), seed=run.seed)
     else:
-        pipeline, origin = diffusion.load_pipeline(place.model(run.base)), "base of the same seed"
-    dataset, folder = place.dataset(experiment), place.model(run)
+        pipeline, origin = diffusion.load_pipeline(place.model(run, "base")), "base of the same seed"
+    dataset, folder = place.dataset(run), place.model(run)
     trained = diffusion.train(
         pipeline,
-        datasets.open_dataset(dataset, diffusion.image_shape(pipeline)[1], seed=run.seed),
+        datasets.open_dataset(dataset, diffusion.image_shape(pipeline), seed=run.seed),
         diffusion.FinetuneConfig(**fields, seed=run.seed),
         folder,
         provenance={"dataset": dataset, "base": origin},

@@ -68,7 +68,6 @@ class Explorer(VBox):
         self.picture.tooltip = text
 
     def __repr__(self) -> str:
-        """Say what a reader without a kernel is missing."""
         return f"{type(self).__name__} ({self._title}): run this cell in JupyterLab to use it"
 
 

@@ -18,7 +18,7 @@ from isodiff.metrics import to_uint8
 from isodiff.plots import COLOURS, caption, image_strip
 from isodiff.widgets.explorer import Explorer, slider
 
-Models, OfModels = Mapping[str, Generate], Mapping[str, Tensor]
+Models, Tensors = Mapping[str, Generate], Mapping[str, Tensor]
 
 
 class FilmExplorer(Explorer):
@@ -82,14 +82,7 @@ class DirectionExplorer(FilmExplorer):
     """
 
     def __init__(
-        self,
-        models: Models,
-        latents: Tensor,
-        directions: OfModels,
-        *,
-        sigma: OfModels,
-        max_gamma: float,
-        num_frames: int,
+        self, models: Models, latents: Tensor, directions: Tensors, *, sigma: Tensors, max_gamma: float, num_frames: int
     ) -> None:
         k = min((v.shape[1] for v in directions.values()), default=0)
         wanted = dict.fromkeys(models, (len(latents), k, *latents.shape[1:]))

@@ -17,10 +17,9 @@ _POINT = {"color": "black", "markeredgecolor": "white", "markersize": 5, "zorder
 
 
 class SphereExplorer(Explorer):
-    """Show a point of S²(r), its stereographic coordinates z, and how much the chart enlarges what is around it.
+    """Show a point of S²(r), its stereographic coordinates z, and a circle of 12° around it.
 
-    The circle around the point keeps its angle, 12°; its image is 1/√G times as large as on the sphere, with the
-    conformal factor G = 4r⁴/(‖z‖² + r²)² (Eq. 3 of Hahm et al. 2024). North of 45°, the chart would leave the picture.
+    Its image is 1/√G times as large, G = 4r⁴/(‖z‖² + r²)² (Eq. 3, Hahm et al. 2024), and leaves the picture above 45°.
     """
 
     def __init__(self) -> None:

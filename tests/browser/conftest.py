@@ -100,14 +100,9 @@ def browser(chromium: str, lab: Lab) -> Iterator[Browser]:
 
 
 @pytest.fixture
-def complaints() -> list[str]:
-    """Return the list that `page` fills with exceptions and errors of the console."""
-    return []
-
-
-@pytest.fixture
-def page(browser: Browser, complaints: list[str]) -> Iterator[Page]:
-    """Open an empty page that notes exceptions and errors of its console."""
+def page(browser: Browser) -> Iterator[Page]:
+    """Open an empty page; in the end it must have had no exception and no error in its console."""
+    complaints = []
 
     def note(message: ConsoleMessage) -> None:
         if message.type == "error":
@@ -119,6 +114,7 @@ def page(browser: Browser, complaints: list[str]) -> Iterator[Page]:
     page.on("console", note)
     yield page
     page.close()
+    assert complaints == []
 
 
 @pytest.fixture(scope="session")

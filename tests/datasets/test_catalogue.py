@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import datasets
 import huggingface_hub
 import pytest
 
-from isodiff.datasets import CATALOGUE, catalogue, open_dataset
+from isodiff.datasets import CATALOGUE, open_dataset
 
 from .pictures import flat, write_table, write_tar
 
@@ -39,7 +37,7 @@ def fetched(hub_cache: Path) -> None:
                 *("CIFAR10", "cifar10=", "cifar10=faces", "cifar10=hub:", "cifar10:x"),
             )
         ],
-        *[("digits", side, "resolution must be a positive whole number") for side in (0, -4, 8.0, True, "16")],
+        *[("digits", side, "shape must be a positive whole number") for side in (0, -4, 8.0, True, "16")],
         *[("digits", side, f"8 to 64 pixels.*got {side}") for side in (7, 65)],
     ],
 )
@@ -51,7 +49,6 @@ def test_bad_input_is_refused(spec: str, resolution: object, message: str) -> No
 def test_the_table_is_the_papers_and_well_formed() -> None:
     counts = {name: source.paper_count for name, source in CATALOGUE.items() if source.paper_count}
     assert counts == {"cifar10": 50_000, "celebahq": 14_342, "lsun-church": 126_227, "lsun-bedroom": 3_033_042}
-    assert "50,000, 14,342, 126,227, and 3,033,042" in " ".join(catalogue.__doc__.split())
     for source in CATALOGUE.values():
         kind, repository, revision = re.fullmatch(r"(hub|stream):([^@#]+)(@[0-9a-f]{40})?#.+", source.spec).groups()
         huggingface_hub.utils.validate_repo_id(repository)
@@ -71,11 +68,6 @@ def test_offline_each_name_fails_at_once_with_the_command_that_fetches_it(name: 
     assert f"`hf download {repository} --repo-type dataset{option}`" in message
     assert "HF_HUB_OFFLINE=1" in message
     assert "\n" not in message
-
-
-def test_the_command_is_one_that_the_installed_library_has() -> None:
-    shown = subprocess.check_output([Path(sys.executable).parent / "hf", "download", "--help"], text=True)
-    assert all(option in shown for option in ("--repo-type", "--revision"))
 
 
 def test_without_a_connection_it_takes_no_half_minute(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +115,9 @@ def test_the_column_of_images_is_found_by_its_type_and_a_bad_cell_is_left_out(tm
     colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
     table = write_table(tmp_path / "set", [*(flat(*colour) for colour in colours), b"bad"])
     write_table(table, [RED], split="test")
-    with pytest.warns(UserWarning, match=r"skipped 1 of 4 images in hub:.*: 00000003 \(not an image\)"):
+    with pytest.warns(
+        UserWarning, match=r"hub:.*: 3 images; left out: 1 that cannot be read: 00000003 \(not an image\)"
+    ):
         images = open_dataset(f"hub:{table}", 8)
     assert [image[:, 3, 3].tolist() for image in images] == [[1, -1, -1], [-1, 1, -1], [-1, -1, 1]]
     assert images.horizontal_flip

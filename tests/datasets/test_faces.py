@@ -16,13 +16,6 @@ def _factors(num: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> tor
     return sample_factors(num, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def test_images_stay_in_range_and_differ() -> None:
-    images = render(_factors(16), 32)
-    assert images.shape == (16, 3, 32, 32)
-    assert images.abs().max() <= 1
-    assert torch.pdist(images.flatten(1)).min() > 1
-
-
 def test_derivative_agrees_with_finite_differences() -> None:
     z, direction = 0.9 * _factors(4), _factors(4, seed=1)
     _, analytic = torch.func.jvp(lambda f: render(f, 16), (z,), (direction,))
@@ -34,12 +27,8 @@ def test_derivative_agrees_with_finite_differences() -> None:
 def test_tangent_space_has_full_rank() -> None:
     """Ten factors, ten dimensions: no factor can be traded for others to first order."""
     z = 0.9 * _factors(8)
-    columns = [
-        torch.func.jvp(lambda f: render(f, 32).flatten(1), (z,), (direction.expand_as(z),))[1]
-        for direction in torch.eye(len(FACTORS), dtype=z.dtype)
-    ]
-    jacobian = torch.stack(columns, dim=2)
-    singular = torch.linalg.svdvals(jacobian)
+    jacobians = [torch.func.jacfwd(lambda f: render(f[None], 32).flatten())(row) for row in z]
+    singular = torch.linalg.svdvals(torch.stack(jacobians))
     assert singular.shape == (8, len(FACTORS))
     assert (singular[:, -1] / singular[:, 0]).min() > 1e-2
 
@@ -54,11 +43,13 @@ def test_mirroring_turns_the_head() -> None:
 
 def test_resolutions_show_the_same_face() -> None:
     z = _factors(8)
-    small = torch.nn.functional.interpolate(render(z, 128), 32, mode="area")
+    large = render(z, 128)
+    small = torch.nn.functional.interpolate(large, 32, mode="area")
+    assert large.abs().max() <= 1
     assert (small - render(z, 32)).square().mean() < 0.01
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 2**31), split=st.integers(1, 5))
 def test_rows_are_independent(seed: int, split: int) -> None:
     z = _factors(6, seed)
@@ -80,11 +71,6 @@ def test_recovery_survives_pixel_noise() -> None:
     assert (estimate.factors - z).abs().median() < 0.01
     # 3,072 noisy values less the ten degrees of freedom that the fit absorbs
     assert estimate.error.mean() == pytest.approx(0.05**2 * (1 - 10 / 3072), rel=0.04)
-
-
-def test_images_off_the_manifold_are_far() -> None:
-    pure_noise = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    assert estimate_factors(pure_noise).error.min() > 0.1
 
 
 def test_dataset_is_deterministic_and_batched() -> None:

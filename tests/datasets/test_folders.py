@@ -68,8 +68,8 @@ def test_a_plain_tar_is_the_folder_it_was_made_from(tmp_path: Path, form: int, m
     long = "/".join(["a directory with quite a long name"] * 4) + "/z.png"  # beyond the 100 bytes of a plain header
     contents = {name: photograph(i) for i, name in enumerate(["b.png", long, "a.png", "sub/c.png"])}
     others = {"notes.txt": b"x" * 700, "._a.png": b"a resource fork"}
-    loose = open_folder(write_folder(tmp_path / "loose", contents), 8)
-    packed = open_folder(write_tar(tmp_path / "images.tar", others | contents, form=form), 8)
+    loose = open_folder(write_folder(tmp_path / "loose", contents), (3, 8, 8))
+    packed = open_folder(write_tar(tmp_path / "images.tar", others | contents, form=form), (3, 8, 8))
     assert packed.names == loose.names == tuple(sorted(contents))
     assert torch.equal(stacked(packed), stacked(loose))
 
@@ -79,13 +79,13 @@ def test_a_compressed_archive_is_the_plain_one_and_has_to_fit_into_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str
 ) -> None:
     files = {f"{i}.png": photograph(i) for i in (2, 0, 1)}
-    plain = open_folder(write_tar(tmp_path / "a.tar", files), 8)
+    plain = open_folder(write_tar(tmp_path / "a.tar", files), (3, 8, 8))
     archive = write_tar(tmp_path / f"a.tar.{compression}", files, f"w:{compression}")
-    assert open_folder(archive, 8).names == plain.names
-    assert torch.equal(stacked(open_folder(archive, 8)), stacked(plain))
+    assert open_folder(archive, (3, 8, 8)).names == plain.names
+    assert torch.equal(stacked(open_folder(archive, (3, 8, 8))), stacked(plain))
     monkeypatch.setattr(images, "MEMORY_LIMIT", 3 * 64 * 3 - 1)
     with pytest.raises(ValueError, match=r"3 images of 8 x 8 pixels exceed .* decompress it to a plain \.tar"):
-        open_folder(archive, 8)
+        open_folder(archive, (3, 8, 8))
 
 
 @pytest.fixture
@@ -122,15 +122,6 @@ def test_workers_and_forks_read_what_the_parent_reads(shards: Path, monkeypatch:
     assert os.read(reader, 4) == b"same"
 
 
-def test_headers_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hundreds of headers pass through, and what stays is names and three numbers an image."""
-    monkeypatch.setattr(images, "MEMORY_LIMIT", 10)
-    archive = write_tar(tmp_path / "many.tar", dict.fromkeys((f"{i:05d}.png" for i in range(500)), photograph(0)))
-    reader = open_folder(archive, 4).pixels.read
-    assert (len(reader.names), reader.where.nbytes) == (500, 24 * 500)
-    assert len(set(np.diff(reader.where[:, 1]))) == 1  # one record after another
-
-
 # Damage
 
 
@@ -141,7 +132,9 @@ def test_broken_images_are_skipped_counted_and_named(tmp_path: Path, packed: boo
     files = {"a.png": photograph(0), "b1.jpg": whole[: len(whole) // 2], "b2.png": photograph(1)[:60], "b3.gif": b""}
     files |= {"b4.webp": b"no image at all", "c.png": photograph(2)}
     path = write_tar(tmp_path / "images.tar", files) if packed else write_folder(tmp_path, files)
-    with pytest.warns(UserWarning, match=r"skipped 4 of 6 images in .*b1\.jpg .*; .*b2\.png .*; .*b3\.gif"):
+    with pytest.warns(
+        UserWarning, match=r"2 images; left out: 4 that cannot be read: .*b1\.jpg .*; .*b2\.png .*; .*b3\.gif"
+    ):
         dataset = open_dataset(f"folder:{path}", 12)
     assert dataset.names == ("a.png", "c.png")
     expected = [np.array(noise(i)).transpose(2, 0, 1) for i in (0, 2)]
@@ -160,10 +153,7 @@ def test_without_an_image_there_is_no_data_set(
     tmp_path: Path, files: dict[str, bytes], message: str, suffix: str
 ) -> None:
     path = tmp_path / f"images{suffix}"
-    if suffix:
-        write_tar(path, files, "w:xz" if suffix == ".tar.xz" else "w")
-    else:
-        write_folder(path, files)
+    write_tar(path, files, "w:xz" if suffix == ".tar.xz" else "w") if suffix else write_folder(path, files)
     with pytest.raises(ValueError, match=message):
         open_dataset(f"folder:{path}", 8)
 
@@ -177,7 +167,7 @@ def test_what_is_no_folder_is_named(tmp_path: Path) -> None:
             open_dataset(f"folder:{tmp_path / 'file.tar'}", 8)
 
 
-@pytest.mark.parametrize("compression", ["", "gz", "bz2", "xz"])
+@pytest.mark.parametrize("compression", ["gz", "bz2", "xz"])
 @pytest.mark.parametrize("fraction", [0.5, 0.9])
 def test_an_archive_cut_short_is_an_error(tmp_path: Path, compression: str, fraction: float) -> None:
     """A download that broke off never becomes a smaller data set."""
@@ -210,13 +200,13 @@ def test_a_header_that_is_overwritten_is_an_error(tmp_path: Path, compression: s
         content = gzip.compress(content)
     archive.write_bytes(content)
     with pytest.raises(ValueError, match=rf"damaged or cut short.*no header at byte {at:,}"):
-        open_folder(archive, 8)
+        open_folder(archive, (3, 8, 8))
 
 
 def test_compressed_shards_are_named(shards: Path) -> None:
     """In a directory they cannot be read in any order: a warning, or an error if they pose as plain ones."""
     write_tar(shards / "c.tar.gz", {"5.png": photograph(5)}, "w:gz")
-    with pytest.warns(UserWarning, match=r"ignored 1 compressed archives in .*: c\.tar\.gz; decompress them"):
+    with pytest.warns(UserWarning, match=r"left out: 1 compressed archives, such as c\.tar\.gz \(decompress them"):
         assert len(open_dataset(f"folder:{shards}", 8)) == 5
     (shards / "c.tar.gz").rename(shards / "c.tar")
     with pytest.raises(ValueError, match=r"c\.tar is damaged or cut short, or not a plain tar archive"):
@@ -228,4 +218,4 @@ def test_the_number_of_images_is_checked_before_any_is_decoded(tmp_path: Path, m
     """Nothing here decodes, so that an error about the number can only come first."""
     archive = write_tar(tmp_path / "images.tar", {"a.png": b"broken"}, mode)
     with pytest.raises(ValueError, match="holds 1 images where 2 are expected"):
-        open_folder(archive, 8, count=2)
+        open_folder(archive, (3, 8, 8), count=2)

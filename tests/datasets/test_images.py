@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from isodiff.datasets import open_dataset
-from isodiff.datasets.images import square
+from isodiff.datasets.images import fit
 
 from .pictures import encoded
 
@@ -22,7 +22,7 @@ from .pictures import encoded
 def test_the_crop_is_central(width: int, height: int) -> None:
     """A picture with point symmetry stays point-symmetric, which no off-centre crop does."""
     quarter = np.random.default_rng(width * height).integers(0, 256, (height, width), dtype=np.uint8)
-    image = square(Image.fromarray(np.maximum(quarter, quarter[::-1, ::-1])), 8).int()
+    image = fit(Image.fromarray(np.maximum(quarter, quarter[::-1, ::-1])), (3, 8, 8)).int()
     assert (image - image.flip(1, 2)).abs().max() <= 2
 
 
@@ -30,15 +30,15 @@ def test_the_crop_is_the_largest_square() -> None:
     """The ends of a long picture are cut away, and nothing of the short side."""
     wide = np.zeros((10, 30, 3), dtype=np.uint8)
     wide[:, :10], wide[:, 20:] = 255, 255
-    assert square(Image.fromarray(wide), 5)[..., 1:-1].max() < 5  # the filter rings a little at the cut
+    assert fit(Image.fromarray(wide), (3, 5, 5))[..., 1:-1].max() < 5  # the filter rings a little at the cut
     wide[0] = 255
-    assert square(Image.fromarray(wide), 10)[:, 0].min() > 200
+    assert fit(Image.fromarray(wide), (3, 10, 10))[:, 0].min() > 200
 
 
 def test_the_resize_is_antialiased() -> None:
     """A chequerboard of single pixels averages to grey; picking pixels would give black or white."""
     board = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
-    assert (square(Image.fromarray(board), 8).float() - 127.5).abs().max() < 8
+    assert (fit(Image.fromarray(board), (3, 8, 8)).float() - 127.5).abs().max() < 8
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -54,7 +54,7 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     content = encoded(Image.fromarray(np.ascontiguousarray(stored)), exif=exif)
-    image = square(Image.open(io.BytesIO(content)), 4)
+    image = fit(Image.open(io.BytesIO(content)), (3, 4, 4))
     assert image[:, 0, 0].min() > 250
     assert image[:, 3, 3].max() < 5
 
@@ -71,7 +71,7 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     ids=["grey", "16-bit", "transparent", "cmyk", "bilevel"],
 )
 def test_every_mode_becomes_rgb(image: Image.Image, expected: tuple[int, int, int]) -> None:
-    assert square(image, 3)[:, 1, 1].tolist() == list(expected)
+    assert fit(image, (3, 3, 3))[:, 1, 1].tolist() == list(expected)
 
 
 def test_a_large_jpeg_is_reduced_faithfully() -> None:
@@ -80,8 +80,8 @@ def test_a_large_jpeg_is_reduced_faithfully() -> None:
     stored = encoded(Image.fromarray(np.stack([ramp] * 3, -1)), "JPEG", quality=95)
     full = Image.open(io.BytesIO(stored))
     full.load()
-    reduced = square(Image.open(io.BytesIO(stored)), 16).int()
-    assert (reduced - square(full, 16).int()).abs().max() <= 2
+    reduced = fit(Image.open(io.BytesIO(stored)), (3, 16, 16)).int()
+    assert (reduced - fit(full, (3, 16, 16)).int()).abs().max() <= 2
 
 
 def test_digits_are_the_scans() -> None:

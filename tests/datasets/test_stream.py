@@ -38,7 +38,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _stream(source: Path | str, *, seed: int = 1, buffer_size: int = 8) -> StreamDataset:
-    return StreamDataset(str(source), 8, seed=seed, buffer_size=buffer_size)
+    return StreamDataset(str(source), (3, 8, 8), seed=seed, buffer_size=buffer_size)
 
 
 def _values(images: torch.Tensor | list[torch.Tensor]) -> list[int]:
@@ -152,7 +152,7 @@ def test_the_number_of_images_comes_from_the_card_or_the_reader(
     with pytest.raises(ValueError, match=r"nothing tells how many images .* holds; .*#train=1000"):
         open_dataset(f"stream:{bare}", 8)
     assert len(open_dataset(f"stream:{bare}#train=3", 8)) == 3
-    assert len(StreamDataset(str(bare), 8, count=3)) == 3
+    assert len(StreamDataset(str(bare), (3, 8, 8), count=3)) == 3
     assert len(open_dataset(f"stream:{shards}#train={NUMBER}", 8)) == NUMBER
     with pytest.raises(ValueError, match="holds 21 images where 20 are expected"):
         open_dataset(f"stream:{shards}#train=20", 8)

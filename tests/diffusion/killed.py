@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from tiny import tiny_ddpm
 from tqdm.auto import tqdm
 
 from isodiff.datasets.faces import FacesDataset
@@ -33,8 +33,5 @@ def train_until_killed(output: Path, config: FinetuneConfig, doom: tuple[str, in
             return method(self, *arguments, **options)
 
         setattr(owner, name, deadly)
-    torch.manual_seed(0)
-    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
-    unet = UNet2DModel(8, block_out_channels=(4, 8), norm_num_groups=4, layers_per_block=1, **blocks)
-    pipeline, images = DDPMPipeline(unet=unet, scheduler=DDPMScheduler()), FacesDataset(8, num_images=50)
-    train(pipeline, images, config, output, accelerator=Accelerator(cpu=True), progress=False)
+    images, accelerator = FacesDataset(8, num_images=50), Accelerator(cpu=True)
+    train(tiny_ddpm(), images, config, output, accelerator=accelerator, progress=False)

@@ -18,19 +18,15 @@ from isodiff.diffusion.autoencoder import (
     build_autoencoder,
     fit_autoencoder,
     load_autoencoder,
-    reconstruction,
     train_autoencoder,
 )
 from isodiff.diffusion.config import AutoencoderConfig, FinetuneConfig
 from isodiff.diffusion.finetune import finetune
-from isodiff.diffusion.latent import images_to_latents, latents_to_images
+from isodiff.diffusion.latent import images_to_latents
 from isodiff.diffusion.models import build_pipeline
 
 CONFIG = AutoencoderConfig(num_steps=4, batch_size=4, checkpoint_every=2)
-
-
-def _images() -> FacesDataset:
-    return FacesDataset(8, num_images=20)
+IMAGES = FacesDataset(8, num_images=20)
 
 
 def _weights(autoencoder: AutoencoderKL) -> Tensor:
@@ -48,26 +44,18 @@ def test_the_loss_is_the_error_and_the_divergence_of_torch() -> None:
 
 
 def test_an_interrupted_run_ends_with_the_same_weights_and_latents_of_unit_deviation(tmp_path: Path) -> None:
-    straight, images = build_autoencoder(8), _images()
-    errors = list(fit_autoencoder(straight, images, CONFIG))
-    cut = fit_autoencoder(build_autoencoder(8), images, CONFIG, checkpoint=tmp_path / "c.pt")
-    first = list(itertools.islice(cut, 3))  # the checkpoint is of step 2
-    resumed = build_autoencoder(8, seed=1)
+    straight, resumed, file = build_autoencoder(8), build_autoencoder(8, seed=1), tmp_path / "c.pt"
+    errors = list(fit_autoencoder(straight, IMAGES, CONFIG))
+    first = list(itertools.islice(fit_autoencoder(build_autoencoder(8), IMAGES, CONFIG, checkpoint=file), 3))
     resumed.register_to_config(scaling_factor=7.0)  # plays no part
-    rest = list(fit_autoencoder(resumed, images, CONFIG, checkpoint=tmp_path / "c.pt"))
+    rest = list(fit_autoencoder(resumed, IMAGES, CONFIG, checkpoint=file))  # from step 2
     assert first + rest[1:] == errors
     assert torch.equal(_weights(resumed), _weights(straight))
     assert resumed.config.scaling_factor == straight.config.scaling_factor
 
-    x = torch.stack([images[i] for i in range(20)])
+    x = torch.stack([IMAGES[i] for i in range(20)])
     with torch.no_grad():
-        latents = images_to_latents(resumed, x)
-        error = (latents_to_images(resumed, latents).clamp(-1, 1) - x).double()
-    assert float(latents.double().std()) == pytest.approx(1.0, abs=1e-5)
-    found = reconstruction(resumed, images)
-    assert found["n"] == 20
-    assert found["mean_absolute_error"] == pytest.approx(float(error.abs().mean()), rel=1e-6)
-    assert found["psnr"] == pytest.approx(-10 * float(torch.log10(error.square().mean() / 4)), rel=1e-6)
+        assert images_to_latents(resumed, x).double().std().item() == pytest.approx(1.0, abs=1e-5)
 
 
 def test_a_run_makes_a_directory_for_diffusers_and_for_latent_diffusion(tmp_path: Path) -> None:
@@ -75,10 +63,10 @@ def test_a_run_makes_a_directory_for_diffusers_and_for_latent_diffusion(tmp_path
     config = AutoencoderConfig(num_steps=2, batch_size=2)
     trained = train_autoencoder(images, config, output, provenance=facts)
     assert {path.name for path in output.iterdir()} == {
-        *("config.json", "diffusion_pytorch_model.safetensors", "training.json"),
+        *("config.json", "diffusion_pytorch_model.safetensors", "training.json")
     }
     record = json.loads((output / "training.json").read_text())
-    assert (record["dataset"], record["reconstruction"]["n"], record["curves"]["step"]) == ("faces", 20, [1, 2])
+    assert (record["dataset"], record["curves"]["step"]) == ("faces", [1, 2])
     again = train_autoencoder(images, config, output, provenance=facts | {"command": "two"})  # done already
     for opened in (AutoencoderKL.from_pretrained(output), load_autoencoder(output), again):
         assert torch.equal(_weights(opened), _weights(trained))
@@ -94,8 +82,6 @@ def test_a_run_makes_a_directory_for_diffusers_and_for_latent_diffusion(tmp_path
 def test_bad_input_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="multiple of 4, at least 8; got 10"):
         build_autoencoder(10)
-    with pytest.raises(ValueError, match=r"shape \(3, 8, 8\); this model needs \(3, 16, 16\)"):
-        next(fit_autoencoder(build_autoencoder(16), _images(), CONFIG))
     with pytest.raises(FileNotFoundError, match=r"expected a directory with config\.json"):
         load_autoencoder(tmp_path)
     (tmp_path / "config.json").write_text("{}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import pytest
 import torch
 from diffusers import DDIMPipeline, KarrasVePipeline, KarrasVeScheduler, LDMPipeline
 
-from isodiff.diffusion import ARCHITECTURES, PUBLISHED, bottleneck_shape, image_shape, latent_shape, models
-from isodiff.diffusion.models import build_pipeline, build_unet, load_pipeline, save_pipeline
+from isodiff.diffusion import PUBLISHED, bottleneck_shape, image_shape, latent_shape, models
+from isodiff.diffusion.models import build_pipeline, load_pipeline, save_pipeline
 
 from .tiny import tiny_ddpm, tiny_ldm, tiny_unet
 
@@ -20,32 +21,19 @@ PARAMETERS = {"ddpm-32": 35_746_307, "ddpm-256": 113_673_219, "ldm-256": 274_056
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_published_architectures_have_the_published_weights_and_shapes(name: str) -> None:
     with torch.device("meta"):  # shapes without numbers: a quarter of a billion weights take no memory
-        unet = build_unet(name)
+        pipeline = build_pipeline(name)
+    unet, models = pipeline.unet, [model for model in PUBLISHED.values() if model.architecture == name]
     assert sum(p.numel() for p in unet.parameters()) == PARAMETERS[name]
-    models = [model for model in PUBLISHED.values() if model.architecture == name]
-    assert models
-    assert all((latent_shape(unet), bottleneck_shape(unet)) == (model.latent, model.h) for model in models)
-
-
-def test_published_names_and_pins_are_well_formed() -> None:
-    for name, model in PUBLISHED.items():
-        assert name.count("/") == 1
-        assert model.revision is None or (len(model.revision) == 40 and set(model.revision) <= set("0123456789abcdef"))
-        assert model.architecture in ARCHITECTURES
-
-
-def test_the_published_latent_model_comes_with_its_autoencoder() -> None:
-    with torch.device("meta"):
-        pipeline = build_pipeline("ldm-256")
-    assert isinstance(pipeline, LDMPipeline)
-    assert image_shape(pipeline) == (3, 256, 256)
-    assert pipeline.vqvae.config.scaling_factor == 1.0
+    assert {(model.latent, model.h) for model in models} == {(latent_shape(unet), bottleneck_shape(unet))}
+    assert all(re.fullmatch("[0-9a-f]{40}", model.revision) for model in models if model.revision)
+    if name == "ldm-256":
+        assert isinstance(pipeline, LDMPipeline)
+        assert (image_shape(pipeline), pipeline.vqvae.config.scaling_factor) == ((3, 256, 256), 1.0)
 
 
 def test_all_understood_kinds_of_pipeline_come_back_as_they_were(tmp_path: Path) -> None:
     ddpm = tiny_ddpm()
-    ddim = DDIMPipeline(unet=ddpm.unet, scheduler=ddpm.scheduler)
-    for pipeline in (ddpm, ddim, tiny_ldm("kl"), tiny_ldm("vq")):
+    for pipeline in (ddpm, DDIMPipeline(unet=ddpm.unet, scheduler=ddpm.scheduler), tiny_ldm("kl"), tiny_ldm("vq")):
         save_pipeline(pipeline, tmp_path / "m")
         loaded = load_pipeline(tmp_path / "m")
         assert type(loaded) is type(pipeline)
@@ -57,12 +45,12 @@ def test_all_understood_kinds_of_pipeline_come_back_as_they_were(tmp_path: Path)
 
 def test_what_is_no_pipeline_of_ours_is_refused_by_name(tmp_path: Path) -> None:
     KarrasVePipeline(unet=tiny_unet(), scheduler=KarrasVeScheduler()).save_pretrained(tmp_path / "m")
-    with pytest.raises(ValueError, match="'m' holds a KarrasVePipeline; accepted are DDPMPipeline, DDIMPipeline"):
+    with pytest.raises(ValueError, match="holds a KarrasVePipeline; accepted are DDPMPipeline, DDIMPipeline"):
         load_pipeline(tmp_path / "m")
     save_pipeline(tiny_ddpm(), tmp_path / "cut")
     weights = tmp_path / "cut" / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"cannot load the pipeline in 'cut': .*; copy or train it again"):
+    with pytest.raises(ValueError, match=r"cannot load the model in '.*cut': "):
         load_pipeline(tmp_path / "cut")
 
 
@@ -82,31 +70,15 @@ def test_a_cached_model_is_found_offline_at_its_revision_and_at_no_other(
     assert f"HF_HUB_OFFLINE is set; where there is a network: hf download {name} --revision {'0' * 40}" in line
 
 
-def test_the_scale_missing_from_the_published_latent_model_is_put_right(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_revision_asked_for_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_pipeline(tiny_ldm("vq"), tmp_path / "m")
-    monkeypatch.setattr(models, "_fetch", lambda name, revision: tmp_path / "m")
-    assert load_pipeline("CompVis/ldm-celebahq-256").vqvae.config.scaling_factor == 1.0
-    assert load_pipeline("hub:somebody/model").vqvae.config.scaling_factor == 0.7
-
-
-def test_the_revision_asked_for_is_the_revision_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_pipeline(tiny_ddpm(), tmp_path / "m")
     asked: list[tuple[str, str | None]] = []
-
-    def fetch(name: str, revision: str | None) -> Path:
-        asked.append((name, revision))
-        return tmp_path / "m"
-
-    monkeypatch.setattr(models, "_fetch", fetch)
-    load_pipeline("google/ddpm-cifar10-32")
-    load_pipeline("google/ddpm-cifar10-32@main")
-    load_pipeline("hub:a/b@v1")
-    load_pipeline("google/ddpm-celebahq-256")
-    pinned = PUBLISHED["google/ddpm-cifar10-32"].revision
-    expected = [("google/ddpm-cifar10-32", pinned), ("google/ddpm-cifar10-32", "main"), ("a/b", "v1")]
-    assert asked == [*expected, ("google/ddpm-celebahq-256", None)]
+    monkeypatch.setattr(models, "_fetch", lambda *name_revision: asked.append(name_revision) or tmp_path / "m")
+    cifar, latent = "google/ddpm-cifar10-32", "CompVis/ldm-celebahq-256"
+    for name in (cifar, f"{cifar}@main", "hub:a/b@v1", "google/ddpm-celebahq-256", latent):
+        load_pipeline(name)
+    pinned = [(name, PUBLISHED[name].revision) for name in (cifar, latent)]
+    assert asked == [pinned[0], (cifar, "main"), ("a/b", "v1"), ("google/ddpm-celebahq-256", None), pinned[1]]
 
 
 def test_unknown_and_unreachable_names_fail_at_once(tmp_path: Path) -> None:
@@ -115,8 +87,7 @@ def test_unknown_and_unreachable_names_fail_at_once(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no name of a model on the hub; expected OWNER/NAME"):
         load_pipeline("hub:a b")
     began = time.monotonic()
-    with pytest.raises(
-        (ConnectionError, FileNotFoundError), match=r"hf download isodiff-no-such/x|the hub has no model"
-    ):
+    message = r"hf download isodiff-no-such/x|the hub has no model"
+    with pytest.raises((ConnectionError, FileNotFoundError), match=message):
         load_pipeline("hub:isodiff-no-such/x")
     assert time.monotonic() - began < 60  # one question, not a series of attempts

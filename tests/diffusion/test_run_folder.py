@@ -1,12 +1,12 @@
-"""Nothing that was written is lost to a kill, a flipped bit, a full disk, a signal or a loss that is not finite."""
+"""Nothing that was written is lost to a kill, a flipped bit, a signal or a loss that is not finite."""
 
 from __future__ import annotations
 
 import io
 import json
+import math
 import multiprocessing
 import random
-import resource
 import shutil
 import signal
 import time
@@ -25,21 +25,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from isodiff.datasets.faces import FacesDataset
-from isodiff.diffusion import (
-    Checkpoint,
-    FinetuneConfig,
-    TrainingInterrupted,
-    TrainingState,
-    load_pipeline,
-    read_record,
-    train,
-)
-from isodiff.diffusion.finetune import finetune
+from isodiff.diffusion import Checkpoint, FinetuneConfig, TrainingInterrupted, load_pipeline, read_record
+from isodiff.diffusion.finetune import TrainingState, finetune, train
 from isodiff.files import data_directory
 
 from .tiny import tiny_ddpm
 
-CONFIG = FinetuneConfig(num_steps=6, batch_size=2, learning_rate=1e-3, lambda_iso=0.1, p=0.0, checkpoint_every=2)
+CONFIG = FinetuneConfig(
+    **{"num_steps": 6, "batch_size": 2, "checkpoint_every": 2, "gradient_accumulation_steps": 2},
+    **{"learning_rate": 1e-3, "lr_scheduler": "cosine", "warmup_steps": 2, "horizontal_flip": True, "normalize": True},
+    **{"lambda_iso": 0.1, "p": 0.2, "regularize_every": 2, "regularize_fraction": 0.5, "isometry_route": "differences"},
+)
 DIGEST = 32  # bytes of the SHA-256 at the beginning of a checkpoint
 WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
 Whole = tuple[torch.Tensor, list[TrainingState]]
@@ -59,13 +55,21 @@ class _Images(FacesDataset):
         return super().__getitems__(indices)
 
 
+def _tiny(seed: int = 0) -> DDPMPipeline:
+    pipeline = tiny_ddpm(seed)
+    for module in pipeline.unet.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.3
+    return pipeline
+
+
 def _start(pipeline: DDPMPipeline, file: Path | None, config: FinetuneConfig = CONFIG) -> Iterator[TrainingState]:
     return finetune(pipeline, _Images(), config, accelerator=Accelerator(cpu=True), checkpoint=file)
 
 
 def _train(output: Path, config: FinetuneConfig = CONFIG, *signals: int, **facts: str) -> DDPMPipeline:
     options = {"accelerator": Accelerator(cpu=True), "progress": False, "provenance": facts}
-    return train(tiny_ddpm(), _Images(*signals), config, output, **options)
+    return train(_tiny(), _Images(*signals), config, output, **options)
 
 
 def _weights(pipeline: DDPMPipeline) -> torch.Tensor:
@@ -89,7 +93,7 @@ def _flip(file: Path, position: int = -1, bit: int = 0) -> None:
 @pytest.fixture(scope="module")
 def whole() -> Whole:
     """Weights and states of the run that nothing disturbs."""
-    pipeline = tiny_ddpm()
+    pipeline = _tiny()
     states = list(_start(pipeline, None))
     return _weights(pipeline), states
 
@@ -98,7 +102,7 @@ def whole() -> Whole:
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of a run dropped after step 5, as by a kill: checkpoints of steps 4 and 2."""
     directory = tmp_path_factory.mktemp("written")
-    list(islice(_start(tiny_ddpm(), directory / "c.pt"), 5))
+    list(islice(_start(_tiny(), directory / "c.pt"), 5))
     return directory
 
 
@@ -113,37 +117,16 @@ def file(written: Path, tmp_path: Path) -> Path:
 
 
 def test_a_run_goes_on_bit_by_bit_and_keeps_its_last_two_checkpoints(file: Path, whole: Whole) -> None:
+    """With dropout too; recomputation may be switched on by the way, to fit into another memory."""
     assert sorted(path.name for path in file.parent.iterdir()) == ["c.previous.pt", "c.pt"]
     assert _steps(file) == [4, 2]
-    pipeline, state = tiny_ddpm(seed=9), torch.get_rng_state()  # other weights, which are replaced
+    pipeline, state = _tiny(seed=9), torch.get_rng_state()  # other weights, which are replaced
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        assert list(_start(pipeline, file)) == whole[1][4:]
+        assert list(_start(pipeline, file, replace(CONFIG, gradient_checkpointing=True))) == whole[1][4:]
     assert torch.equal(_weights(pipeline), whole[0])
     assert torch.equal(torch.get_rng_state(), state), "the global generator is left alone"
     assert _steps(file) == [6, 4]
-
-
-def test_every_choice_resumes_bit_by_bit(tmp_path: Path) -> None:
-    """Dropout too; recomputation may be switched on by the way, to fit into another memory."""
-    config = replace(CONFIG, checkpoint_every=3, lr_scheduler="cosine", warmup_steps=2, horizontal_flip=True, p=0.2)
-    config = replace(config, regularize_every=2, regularize_fraction=0.5, gradient_accumulation_steps=2, normalize=True)
-    config = replace(config, isometry_route="differences")
-
-    def tiny() -> DDPMPipeline:
-        pipeline = tiny_ddpm()
-        for module in pipeline.unet.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.3
-        return pipeline
-
-    straight, resumed = tiny(), tiny()
-    states = list(_start(straight, None, config))
-    first = list(islice(_start(tiny(), tmp_path / "c", config), 4))
-    torch.rand(3)  # the global generator plays no part
-    again = list(_start(resumed, tmp_path / "c", replace(config, gradient_checkpointing=True)))
-    assert first[:3] + again == states
-    assert torch.equal(_weights(straight), _weights(resumed))
 
 
 @given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(-2, 7), header=st.booleans())
@@ -169,7 +152,7 @@ def test_a_damaged_checkpoint_falls_back(written: Path, tmp_path: Path, where: f
 
 def test_a_damaged_file_does_not_take_the_place_of_the_good_one(file: Path, whole: Whole) -> None:
     _flip(file)
-    pipeline = tiny_ddpm()
+    pipeline = _tiny()
     with pytest.warns(UserWarning, match="is damaged"):
         list(islice(_start(pipeline, file), 3))
     assert _steps(file) == [4, 2]
@@ -178,7 +161,7 @@ def test_a_damaged_file_does_not_take_the_place_of_the_good_one(file: Path, whol
 
 
 def test_what_cannot_be_gone_on_from_is_refused(file: Path) -> None:
-    """Other settings, images or facts, all named; another architecture; no file that is whole."""
+    """Other settings, images or facts, all named; another architecture."""
     before = file.read_bytes()
     other = replace(CONFIG, lambda_iso=0.2, seed=3, checkpoint_every=1, num_workers=1)
     run = finetune(tiny_ddpm(), FacesDataset(8, num_images=4), other, checkpoint=file, provenance={"dataset": "faces"})
@@ -193,47 +176,20 @@ def test_what_cannot_be_gone_on_from_is_refused(file: Path) -> None:
     with pytest.raises(ValueError, match="another architecture"):
         next(_start(pipeline, file))
     assert file.read_bytes() == before
-    for path in (file, file.with_name("c.previous.pt")):
-        path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"no checkpoint is good: .*c\.pt is damaged.*c\.previous\.pt is damaged.*Put"):
-        next(_start(tiny_ddpm(), file))
-
-
-def test_a_full_disk_loses_nothing(file: Path, whole: Whole) -> None:
-    """The kernel refuses the write half way; both files before stay, and the run goes on from them."""
-    before = {path.name: path.read_bytes() for path in file.parent.iterdir()}
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    run = _start(tiny_ddpm(), file)
-    assert [next(run).step, next(run).step] == [5, 6]
-    # Stands for a disk with less room than the file needs: the same call fails at the same place.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size // 2, hard))
-    expected = (
-        r"the checkpoint of step 6 could not be written to .*c\.pt \(.*File too large.*\); the last good checkpoint is "
-        r"step 4, .*c\.pt, and nothing written before is lost\. Make room"
-    )
-    try:
-        with pytest.raises(OSError, match=expected):
-            next(run)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert {path.name: path.read_bytes() for path in file.parent.iterdir()} == before
-    pipeline = tiny_ddpm()
-    list(_start(pipeline, file))
-    assert torch.equal(_weights(pipeline), whole[0])
 
 
 @pytest.mark.parametrize(
     ("steps", "value", "message"),
     [
-        (1, float("inf"), r"step 6: L_dsm = inf, L_iso = .*, t = \d+, gradient norm = .*;"),
-        (1, float("nan"), r"step 6: L_dsm = nan, .*;"),
-        (2, float("nan"), r"step 6 left weights that are not finite;"),
+        (1, math.inf, r"step 6: L_dsm = inf, L_iso = .*, t = .*, gradient norm = .*;"),
+        (1, math.nan, r"step 6: L_dsm = nan, .*;"),
+        (2, math.nan, r"step 6 left weights that are not finite;"),
     ],
 )
 def test_what_is_not_finite_stops_the_run_and_is_not_written(
     file: Path, steps: int, value: float, message: str
 ) -> None:
-    before, pipeline = file.read_bytes(), tiny_ddpm()
+    before, pipeline = file.read_bytes(), _tiny()
     run = _start(pipeline, file)
     list(islice(run, steps))
     pipeline.unet.conv_out.bias.data.fill_(value)
@@ -265,11 +221,9 @@ def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(number: int, tmp
 
 def test_a_second_interrupt_ends_the_run_at_once(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            _train(tmp_path / "o", CONFIG, signal.SIGINT, signal.SIGINT)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt):
+        _train(tmp_path / "o", CONFIG, signal.SIGINT, signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
 
 
 # Kills
@@ -304,7 +258,7 @@ def _same(one: Path, other: Path) -> bool:
 
 def test_kills_change_no_bit(tmp_path: Path, start: Callable[..., BaseProcess]) -> None:
     """While images are read, before a checkpoint is begun, before each of its renames, before the record."""
-    config = replace(CONFIG, num_steps=5, batch_size=4, checkpoint_every=1, normalize=True)
+    config = replace(CONFIG, num_steps=5, batch_size=4, checkpoint_every=1)
     whole = start(tmp_path / "whole", config)
     for doom in (("__getitems__", 2), ("open", 2), ("replace", 2), ("replace", 1), ("__getitems__", 3), ("replace", 3)):
         assert _ended(start(tmp_path / "killed", config, doom)) == -signal.SIGKILL, doom
@@ -316,7 +270,7 @@ def test_kills_change_no_bit(tmp_path: Path, start: Callable[..., BaseProcess]) 
 @pytest.mark.exhaustive
 def test_twenty_kills_at_random_moments_change_no_bit(tmp_path: Path, start: Callable[..., BaseProcess]) -> None:
     """A run is started, killed after a random time and started again until it ends, as often as the kills last."""
-    config = replace(CONFIG, num_steps=40, batch_size=4, checkpoint_every=1, lambda_iso=1e-2, normalize=True)
+    config = replace(CONFIG, num_steps=40, batch_size=4, checkpoint_every=1, lambda_iso=1e-2)
     moments, kills, runs = random.Random(0), 0, 0
     _ended(start(tmp_path / "first", replace(config, num_steps=1)))  # the server's imports are no part of the duration
     began = time.monotonic()
@@ -354,20 +308,15 @@ def test_the_result_is_an_ordinary_pipeline_with_a_record(tmp_path: Path) -> Non
     again = _train(output, **facts | {"command": "other"})
     assert torch.equal(_weights(again), _weights(trained))
     assert (output / WEIGHTS).stat().st_mtime_ns == before
-    for config, fact, words in (
-        (replace(CONFIG, learning_rate=0.1), {}, r"learning_rate = 0\.001 there, 0\.1 now"),
-        (CONFIG, {"dataset": "digits"}, "dataset = 'faces' there, 'digits' now"),
-    ):
-        with pytest.raises(ValueError, match=f"model is of a run with other settings: {words}"):
-            _train(output, config, **facts | fact)
-    (output / "training.json").write_text("{")
-    with pytest.raises(ValueError, match=r"training\.json is damaged .*put a copy in place"):
-        _train(output, **facts)
+    words = r"learning_rate = 0\.001 there, 0\.1 now, dataset = 'faces' there, 'digits' now"
+    with pytest.raises(ValueError, match=f"model is of a run with other settings: {words}"):
+        _train(output, replace(CONFIG, learning_rate=0.1), **facts | {"dataset": "digits"})
 
 
 def test_a_model_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
     """The checkpoint of the last step stays, and the same again only writes the model."""
     (tmp_path / "unet").write_text("in the way")
+    (tmp_path / ".checkpoint.pt.partial").touch()  # a run of ours was killed there
     with pytest.raises(OSError, match=r" could not be written \(.+\); the checkpoints written before are whole"):
         _train(tmp_path)
     (tmp_path / "unet").unlink()
@@ -385,7 +334,7 @@ def test_records_of_shipped_models_are_read(tmp_path: Path) -> None:
         assert gone in ({}, {"channels_last": False, "compile": False})
         config = FinetuneConfig(**{name: value for name, value in record["config"].items() if name in names})
         (tmp_path / "training.json").write_text(file.read_text())
-        with pytest.raises(FileNotFoundError):  # of this run: all that is missing is the model
+        with pytest.raises(ValueError, match=r"it holds training\.json"):  # of this run: only the model is missing
             _train(tmp_path, config, dataset=record["dataset"])
         with pytest.raises(ValueError, match=r"seed = \d+ there, 77 now"):
             _train(tmp_path, replace(config, seed=77), dataset=record["dataset"])

@@ -1,4 +1,4 @@
-"""Tiny models of the same classes as the real ones, made on the spot."""
+"""Tiny models of the same classes as the real ones, made on the spot, and noise for them."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ from torch import Tensor
 BLOCKS = {"block_out_channels": (4, 8), "norm_num_groups": 4, "layers_per_block": 1}
 
 
+def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return the same normal numbers at every call."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
 class Gaussian(torch.nn.Module):
     """The exact predictor of noise or velocity, times `gain`, for data x₀ ~ N(0, s² I): linear in x_t."""
 
@@ -31,33 +36,20 @@ class Gaussian(torch.nn.Module):
         self.scheduler, self.scale, self.gain, self.calls = scheduler, scale, gain, 0
         self.config = SimpleNamespace(in_channels=1, sample_size=4)
 
-    def variance(self, t: Tensor | int, x: Tensor) -> Tensor:
-        """Return that of x_t, ᾱ s² + 1 − ᾱ."""
-        alpha_bar = self.scheduler.alphas_cumprod.to(x)[t].view(-1, 1, 1, 1)
-        return alpha_bar * self.scale**2 + 1 - alpha_bar
-
     def forward(self, x: Tensor, t: Tensor | int) -> SimpleNamespace:
         self.calls += 1
         alpha_bar = self.scheduler.alphas_cumprod.to(x)[t].view(-1, 1, 1, 1)
-        eps = x * (1 - alpha_bar).sqrt() / self.variance(t, x)
-        clean = x * alpha_bar.sqrt() * self.scale**2 / self.variance(t, x)
+        variance = alpha_bar * self.scale**2 + 1 - alpha_bar
+        eps, clean = x * (1 - alpha_bar).sqrt() / variance, x * alpha_bar.sqrt() * self.scale**2 / variance
         velocity = alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * clean
-        return SimpleNamespace(
-            sample=self.gain * (eps if self.scheduler.config.prediction_type == "epsilon" else velocity)
-        )
+        predicted = eps if self.scheduler.config.prediction_type == "epsilon" else velocity
+        return SimpleNamespace(sample=self.gain * predicted)
 
 
-def tiny_unet(channels: int = 3, size: int = 8) -> UNet2DModel:
+def tiny_unet(channels: int = 3, size: int = 8, **options: object) -> UNet2DModel:
     """Return an unconditional U-Net with attention at the bottleneck."""
-    return UNet2DModel(
-        sample_size=size,
-        in_channels=channels,
-        out_channels=channels,
-        attention_head_dim=4,
-        **BLOCKS,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-    )
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    return UNet2DModel(size, channels, channels, **BLOCKS | blocks | {"attention_head_dim": 4} | options)
 
 
 def tiny_ddpm(seed: int = 0) -> DDPMPipeline:
@@ -69,23 +61,15 @@ def tiny_ddpm(seed: int = 0) -> DDPMPipeline:
 def tiny_autoencoder(kind: str = "kl", seed: int = 0) -> AutoencoderKL | VQModel:
     """Return an untrained autoencoder, 16 × 16 pixels to 2 × 8 × 8 latents."""
     torch.manual_seed(seed)
-    settings = {
-        "down_block_types": ("DownEncoderBlock2D",) * 2,
-        "up_block_types": ("UpDecoderBlock2D",) * 2,
-        "block_out_channels": (4, 8),
-        "latent_channels": 2,
-        "norm_num_groups": 4,
-        "sample_size": 16,
-        "scaling_factor": 0.7,
-    }
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    settings = BLOCKS | blocks | {"latent_channels": 2, "sample_size": 16, "scaling_factor": 0.7}
     return AutoencoderKL(**settings) if kind == "kl" else VQModel(**settings, num_vq_embeddings=16)
 
 
 def tiny_ldm(kind: str = "kl", seed: int = 0) -> LDMPipeline:
     """Return an unconditional latent-diffusion model of 16 × 16 images."""
-    autoencoder = tiny_autoencoder(kind, seed)
     scheduler = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
-    return LDMPipeline(vqvae=autoencoder, unet=tiny_unet(2), scheduler=scheduler)
+    return LDMPipeline(vqvae=tiny_autoencoder(kind, seed), unet=tiny_unet(2), scheduler=scheduler)
 
 
 def tiny_stable_diffusion(folder: Path, prediction: str = "epsilon", seed: int = 0) -> StableDiffusionPipeline:
@@ -100,23 +84,14 @@ def tiny_stable_diffusion(folder: Path, prediction: str = "epsilon", seed: int =
     sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     tokens = {"vocab_size": len(symbols), "max_position_embeddings": 8, "bos_token_id": 10}
     text = CLIPTextConfig(**sizes, **tokens, eos_token_id=11, pad_token_id=11)
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        in_channels=2,
-        out_channels=2,
-        attention_head_dim=2,
-        **BLOCKS,
-        cross_attention_dim=8,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )
+    down, up = ("CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
+    blocks = BLOCKS | {"down_block_types": down, "up_block_types": up, "attention_head_dim": 2}
+    unet = UNet2DConditionModel(8, 2, 2, **blocks, cross_attention_dim=8)
     return StableDiffusionPipeline(
         vae=tiny_autoencoder("kl", seed),
         text_encoder=CLIPTextModel(text).eval(),
         tokenizer=tokenizer,
         unet=unet.eval(),
         scheduler=DDIMScheduler(clip_sample=False, timestep_spacing="trailing", prediction_type=prediction),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+        **{"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
     )

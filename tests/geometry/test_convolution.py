@@ -6,11 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from isodiff.geometry.convolution import TrilinearConvolutions
+from isodiff.geometry.layers import TwiceDifferentiable
 
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from .tensors import noise
 
 
 @pytest.mark.parametrize(
@@ -38,17 +36,6 @@ def test_value_and_derivatives_equal_those_of_torch(options: dict) -> None:
         return [y, *first, *second]
 
     expected = derivatives()
-    with TrilinearConvolutions():
+    with TwiceDifferentiable():
         found = derivatives()
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
-
-
-def test_only_the_gradients_in_the_input_while_so_asked() -> None:
-    layer, x, mode = nn.Conv2d(1, 1, 3).double(), noise(1, 1, 4, 4).requires_grad_(), TrilinearConvolutions()
-    with mode:
-        y = layer(x)
-    mode.inputs_only = True
-    assert torch.autograd.grad(y.sum(), x, retain_graph=True)[0].abs().sum() > 0
-    assert torch.autograd.grad(y.sum(), layer.weight, retain_graph=True, allow_unused=True)[0] is None
-    mode.inputs_only = False
-    assert torch.autograd.grad(y.sum(), layer.weight)[0].abs().sum() > 0

@@ -18,6 +18,7 @@ from isodiff.geometry import (
     GeodesicResult,
     LowRankGaussian,
     NoisyShell,
+    PullbackMetric,
     TangentialMetric,
     c_arc,
     continue_geodesic,
@@ -27,13 +28,8 @@ from isodiff.geometry import (
     solve_geodesic,
 )
 from isodiff.geometry.geodesics import Diagnostics, _Descent, shape_diagnostics, violations
-from isodiff.geometry.riemann import NoiseMetric, PullbackMetric
 
-FLAT = PullbackMetric(lambda x: x)  # I, whose geodesics are straight lines
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from .tensors import noise
 
 
 def polar(degrees: float, radius: float = 1.0) -> Tensor:
@@ -41,21 +37,8 @@ def polar(degrees: float, radius: float = 1.0) -> Tensor:
     return radius * torch.tensor([[math.cos(turn), math.sin(turn)]], dtype=torch.float64)
 
 
-def gaussian(d: int = 5, sigma: float = 0.6) -> LowRankGaussian:
-    basis = torch.linalg.qr(noise(d, 2))[0]
-    return LowRankGaussian(sigma=sigma, basis=basis, variances=torch.tensor([1.0, 3.0], dtype=torch.float64))
-
-
-def mixture(d: int = 2, sigma: float = 0.9) -> GaussianMixture:
-    return GaussianMixture(means=noise(4, d, seed=9), sigma=sigma)
-
-
-def two_modes() -> GaussianMixture:
-    return GaussianMixture(means=torch.tensor([[-1.5, 0.0], [1.5, 0.0]], dtype=torch.float64), sigma=0.5)
-
-
-def descend(metric: NoiseMetric, path: Tensor) -> _Descent:
-    return _Descent(metric, path, 2, None)
+def mixture(d: int = 2) -> GaussianMixture:
+    return GaussianMixture(means=noise(4, d, seed=9), sigma=0.9)
 
 
 def solve(score: AnalyticScore, a: Tensor, b: Tensor, num_segments: int = 20, **options: object) -> GeodesicResult:
@@ -64,14 +47,14 @@ def solve(score: AnalyticScore, a: Tensor, b: Tensor, num_segments: int = 20, **
 
 @pytest.mark.parametrize("rho", [0.0, 1e-3, 0.1])
 def test_geodesics_of_gaussian_data_are_straight_and_have_the_energy_of_the_bound(rho: float) -> None:
-    score, (a, b) = gaussian(), noise(2, 3, 5, seed=1)
+    basis, variances = torch.linalg.qr(noise(5, 2))[0], torch.tensor([1.0, 3.0], dtype=torch.float64)
+    score, (a, b) = LowRankGaussian(sigma=0.6, basis=basis, variances=variances), noise(2, 3, 5, seed=1)
     found = solve(score, a, b, 8, rho=rho, num_subsamples=2, max_iterations=300)
     assert found.reason == ["", "", ""]
     assert found.converged.all()
     torch.testing.assert_close(found.energy, found.lower_bound, rtol=1e-6, atol=0)
     torch.testing.assert_close(found.length.square() / 2, found.lower_bound, rtol=1e-6, atol=0)
-    straight = initial_path("lerp", a, b, 8)
-    torch.testing.assert_close(found.path, straight, rtol=0, atol=1e-3)
+    torch.testing.assert_close(found.path, initial_path("lerp", a, b, 8), rtol=0, atol=1e-3)
     moved = score.sigma**2 * (score(b) - score(a))
     bound = (moved.square().sum(1) + rho * (b - a).square().sum(1)) / 2
     torch.testing.assert_close(found.lower_bound, bound, rtol=1e-12, atol=0)
@@ -99,9 +82,8 @@ def test_the_curved_geodesic_outside_the_noisy_circle() -> None:
     assert once.energy.item() / score.sigma**4 == pytest.approx(exact, rel=1e-6)
     torch.testing.assert_close(once.path[0], expected, rtol=0, atol=1e-4)
     assert (once.path[0].norm(dim=1) - slerp(a, b, 0.5).norm()).abs().max() > 0.02  # it is not the circle
-    for metric, pieces, share in (("tangential", 2, 0.0031), ("tangential", 4, 0.0038), ("midpoint", 1, -0.0016)):
-        if metric == "midpoint":
-            metric = TangentialMetric(score, score.sigma, 0.0, "midpoint")
+    midpoint = TangentialMetric(score, score.sigma, 0.0, "midpoint")
+    for metric, pieces, share in (("tangential", 2, 0.0031), ("tangential", 4, 0.0038), (midpoint, 1, -0.0016)):
         found = solve(score, a, b, 40, rho=0.0, num_subsamples=pieces, metric=metric)
         assert found.converged.all(), found.reason
         assert found.energy.item() / score.sigma**4 / exact - 1 == pytest.approx(share, abs=1e-4)
@@ -132,26 +114,11 @@ def test_on_the_ridge_the_geodesic_leaves_the_great_circle_by_the_ridge_term_alo
 def test_the_density_metric_follows_the_ring_that_the_straight_line_leaves() -> None:
     score = NoisyShell(sigma=0.2)
     a, b, metric = polar(0), polar(120), DensityMetric(score.log_density)
-    found = solve(score, a, b, 40, metric=metric, initial="lerp")
+    found, line = solve(score, a, b, 40, metric=metric, initial="lerp"), initial_path("lerp", a, b, 40)
     assert found.converged.all(), found.reason
-    ridge = score.ridge_radius
-    assert (found.path[0, 5:-5].norm(dim=1) - ridge).abs().max() < 0.1
-    assert initial_path("lerp", a, b, 40).norm(dim=2).min() < 0.51
-    assert found.energy.item() < 0.7 * metric.energy(initial_path("lerp", a, b, 40)).item()
-    reference = DensityMetric(lambda x: score.log_density(x) + 3)
-    scaled = solve(score, a, b, 40, metric=reference, initial="lerp")
-    torch.testing.assert_close(scaled.path, found.path, rtol=0, atol=1e-3)
-    torch.testing.assert_close(scaled.energy, math.exp(-3) * found.energy, rtol=1e-6, atol=0)
-
-
-def test_the_metric_of_an_encoder_moves_its_features_straight() -> None:
-    """For a map of full rank and ρ = 0 the features of the nodes are equally spaced on a line."""
-    encoder = lambda x: torch.stack([x[:, 0] + 0.3 * x[:, 1].sin(), x[:, 1] + 0.2 * x[:, 0] ** 2], 1)  # noqa: E731
-    a, b = noise(2, 2, 2, seed=3)
-    found = solve(mixture(), a, b, 10, metric=PullbackMetric(encoder), num_subsamples=1)
-    assert found.converged.all(), found.reason
-    steps = encoder(found.path.flatten(0, 1)).unflatten(0, (2, 11)).diff(dim=1)
-    torch.testing.assert_close(steps, ((encoder(b) - encoder(a)) / 10)[:, None].expand_as(steps), rtol=0, atol=1e-4)
+    assert (found.path[0, 5:-5].norm(dim=1) - score.ridge_radius).abs().max() < 0.1
+    assert line.norm(dim=2).min() < 0.51
+    assert found.energy.item() < 0.7 * metric.energy(line).item()
 
 
 @pytest.mark.parametrize("name", ["tangential", "density"])
@@ -204,8 +171,8 @@ def test_solutions_lie_between_the_bound_and_the_initial_path(seed: int, rho: fl
 
 def test_a_path_that_jumps_over_a_ridge_between_its_nodes_is_rejected() -> None:
     """Two modes: true ½L² = 160.7 in units of s, L the total variation of the score along the line; K = 1 finds 0."""
-    score = two_modes()
-    a, b = score.means[:1], score.means[1:]
+    a, b = ends = torch.tensor([[[-1.5, 0.0]], [[1.5, 0.0]]], dtype=torch.float64)
+    score = GaussianMixture(means=ends[:, 0], sigma=0.5)
     slope = lambda x: score(torch.tensor([[x, 0.0]], dtype=torch.float64))[0, 0].item()  # noqa: E731
     turn = brentq(lambda x: 1 - 9 * (1 - math.tanh(6 * x) ** 2), 0, 1.5)  # where ds/dx = 0
     exact = (2 * (abs(slope(turn) - slope(0)) + abs(slope(1.5) - slope(turn)))) ** 2 / 2
@@ -246,8 +213,7 @@ def test_single_precision_meets_its_own_criteria() -> None:
     assert single.path.dtype == torch.float32
     assert single.converged.all(), single.reason
     torch.testing.assert_close(single.energy.double(), double.energy, rtol=2e-3, atol=0)
-    half = solve(score, a.half(), b.half(), 4)
-    assert half.path.dtype == torch.float32
+    assert solve(score, a.half(), b.half(), 4).path.dtype == torch.float32
 
 
 def test_a_path_that_runs_out_of_iterations_is_a_result_with_a_reason() -> None:
@@ -255,9 +221,8 @@ def test_a_path_that_runs_out_of_iterations_is_a_result_with_a_reason() -> None:
     found = solve(score, a, b, max_iterations=3)
     assert found.iterations.tolist() == [3]
     assert not found.converged.any()
-    assert "gradient norm" in found.reason[0]
-    assert "relative decrease over 20 iterations" in found.reason[0]
-    assert torch.isfinite(found.path).all()
+    for criterion in ("gradient norm", "relative decrease over 20 iterations"):
+        assert criterion in found.reason[0]
 
 
 def test_a_score_that_is_not_finite_off_the_path_only_shortens_the_steps() -> None:
@@ -265,42 +230,30 @@ def test_a_score_that_is_not_finite_off_the_path_only_shortens_the_steps() -> No
     score, a, b = curved_ends()
 
     def walled(x: Tensor) -> Tensor:
-        outside = (x.norm(dim=1, keepdim=True) < 1.0) | (x.norm(dim=1, keepdim=True) > 1.18)
-        return torch.where(outside, math.nan, score(x))
+        radius = x.norm(dim=1, keepdim=True)
+        return torch.where((radius < 1.0) | (radius > 1.18), math.nan, score(x))
 
     found = solve_geodesic(walled, a, b, sigma=0.2, num_segments=40, rho=0.0)
     assert found.energy.item() == pytest.approx(solve(score, a, b, 40, rho=0.0).energy.item(), rel=1e-6)
     assert torch.isfinite(found.path).all()
 
 
-def curved(x: Tensor) -> Tensor:
-    return torch.cat([x.sin(), x[:, :1] * x[:, 1:]], 1)
-
-
-@given(st.floats(1e-3, 1e3), st.floats(1e-3, 1e3))
-def test_the_gradient_norm_has_no_units(unit: float, scale: float) -> None:
-    """Neither the units of x nor those of the metric's map change it."""
-    path = noise(1, 6, 3)
-    here = descend(PullbackMetric(curved), path).slope()
-    there = descend(PullbackMetric(lambda x: scale * curved(x / unit)), unit * path).slope()
-    assert there == pytest.approx(here, rel=1e-9)
-
-
-def test_the_gradient_norm_is_the_largest_relative_change_of_energy() -> None:
+@given(unit=st.floats(1e-3, 1e3), scale=st.floats(1e-3, 1e3))
+def test_the_gradient_norm_is_the_relative_change_of_energy_in_any_unit(unit: float, scale: float) -> None:
     """dE/E ≤ 2 · norm · ‖dx‖_L/‖x‖_L, with equality along the gradient: so the flat zigzag's is computed by hand."""
+    slope = lambda f, path: _Descent(PullbackMetric(f), path, 2, None).slope()  # noqa: E731
     zigzag = torch.tensor([[[0.0, 0.0], [0.5, 1.0], [1.0, 0.0]]], dtype=torch.float64)
-    flat = descend(FLAT, zigzag)
     # N Σ‖Δx‖² = 2 · 2 · 1.25 = 5, ‖z‖² = 5 − 1 = 4, E = 2.5, ∇_z E = z
-    assert flat.slope() == pytest.approx(2 * math.sqrt(5) / 5)
+    assert slope(lambda x: scale * x, unit * zigzag) == pytest.approx(2 * math.sqrt(5) / 5)
+    curved, path = lambda x: torch.cat([x.sin(), x[:, :1] * x[:, 1:]], 1), noise(1, 6, 3)
+    assert slope(lambda x: scale * curved(x / unit), unit * path) == pytest.approx(slope(curved, path), rel=1e-9)
 
 
 def test_shape_diagnostics_by_hand() -> None:
     """A path that doubles its step: gaps 1, 2; and a map that only a fine look sees move."""
     path = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [3.0, 0.0]]], dtype=torch.float64)
-    refinement, gap, speed = shape_diagnostics(FLAT, path, 2, None)
-    assert refinement.item() == pytest.approx(1)
-    assert gap.item() == pytest.approx(2 / 1.5)
-    assert speed.item() == pytest.approx(0.5 / 1.5)
+    flat = PullbackMetric(lambda x: x)
+    assert [*map(float, shape_diagnostics(flat, path, 2, None))] == pytest.approx([1, 2 / 1.5, 0.5 / 1.5])
     hidden = PullbackMetric(lambda x: torch.stack([x[:, 0], (math.pi * x[:, 0]).sin()], 1))
     refinement, _, _ = shape_diagnostics(hidden, path, 1, None)
     # of the nodes, sin πx is 0: length 3; quarters of the first segment show a wave, those of the second half a period
@@ -310,31 +263,24 @@ def test_shape_diagnostics_by_hand() -> None:
 
 
 def test_criteria_name_what_they_reject() -> None:
-    good = Diagnostics(*(torch.tensor(value, dtype=torch.float64) for value in (1e-6, 1e-7, 1.01, 1.5, 0.05)))
+    good = Diagnostics(1e-6, 1e-7, 1.01, 1.5, 0.05)
     assert violations(good, torch.float64) == ""
-    for field, value, text in (
-        ("gradient", 0.02, "gradient norm 0.02, accepted at most 1e-05"),
-        ("decrease", 0.5, "relative decrease over 20 iterations 0.5, accepted at most 1e-06"),
-        ("refinement", 1.2, "fine/node length 1.2, accepted 0.95 to 1.05"),
-        ("refinement", 0.9, "fine/node length 0.9, accepted 0.95 to 1.05"),
-        ("gap", 3.5, "max/mean gap 3.5, accepted below 3"),
-        ("speed", math.nan, "speed variation nan, accepted below 0.1"),
+    for bad, text in (
+        ({"gradient": 0.02}, "gradient norm 0.02, accepted at most 1e-05"),
+        ({"decrease": 0.5}, "relative decrease over 20 iterations 0.5, accepted at most 1e-06"),
+        ({"refinement": 1.2}, "fine/node length 1.2, accepted 0.95 to 1.05"),
+        ({"refinement": 0.9}, "fine/node length 0.9, accepted 0.95 to 1.05"),
+        ({"gap": 4.0, "speed": math.nan}, "max/mean gap 4, accepted below 3; speed variation nan, accepted below 0.1"),
     ):
-        assert violations(good._replace(**{field: torch.tensor(value)}), torch.float64) == text
-    both = violations(good._replace(gap=torch.tensor(4.0), speed=torch.tensor(1.0)), torch.float64)
-    assert both == "max/mean gap 4, accepted below 3; speed variation 1, accepted below 0.1"
-    assert violations(good._replace(gradient=torch.tensor(0.005)), torch.float32) == ""
+        assert violations(good._replace(**bad), torch.float64) == text
+    assert violations(good._replace(gradient=0.005), torch.float32) == ""
 
 
 A, B = noise(2, 2, 2)
 REFUSED = [
-    ({"sigma": 0.0}, "sigma must be positive and finite, got 0"),
     ({"num_segments": 1}, "num_segments must be at least 2, got 1"),
-    ({"num_subsamples": 0}, "num_subsamples must be at least 1, got 0"),
-    ({"rho": -1e-3}, "rho must be finite and at least 0, got -0.001"),
     ({"metric": "fisher"}, "metric must be \"tangential\" or a NoiseMetric, got 'fisher'"),
     ({"max_iterations": 0}, "max_iterations must be at least 1, got 0"),
-    ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
     ({"b": torch.stack([B[0], A[1]])}, "a and b must differ, as a point is no path; they are equal in row 1"),
     ({"a": A * math.nan}, "a must be finite"),
     ({"score": lambda x: x[:, :1]}, r"score must return the shape \(17, 2\) of its argument, got \(17, 1\)"),
@@ -348,7 +294,7 @@ def test_bad_input_is_refused(options: dict, message: str) -> None:
         solve_geodesic(**{"score": mixture(), "a": A, "b": B, "sigma": 0.9, "num_segments": 4, **options})
 
 
-@pytest.mark.parametrize("sigmas", [[], [0.5, 0.5]])
-def test_levels_that_do_not_fall_are_refused(sigmas: list[float]) -> None:
-    with pytest.raises(ValueError, match="sigma falling; got sigma ="):
-        continue_geodesic([(mixture(), sigma) for sigma in sigmas], A, B, num_segments=4)
+def test_levels_that_do_not_fall_are_refused() -> None:
+    for sigmas in ([], [0.5, 0.5]):
+        with pytest.raises(ValueError, match="sigma falling; got sigma ="):
+            continue_geodesic([(mixture(), sigma) for sigma in sigmas], A, B, num_segments=4)

@@ -9,33 +9,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from isodiff.geometry import c_arc, graph_path, initial_path, lerp, resample, slerp
 
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def circle(*degrees: float) -> Tensor:
-    turn = torch.tensor(degrees, dtype=torch.float64).deg2rad()
-    return torch.stack([turn.cos(), turn.sin()], -1)
-
-
-def gaps(path: Tensor) -> Tensor:
-    return path.diff(dim=1).flatten(2).norm(dim=2)
+from .tensors import noise
 
 
 @pytest.mark.parametrize(("name", "curve"), [("lerp", lerp), ("slerp", slerp)])
 def test_named_paths_are_the_curves_of_the_sphere_module(name: str, curve: object) -> None:
     a, b = noise(2, 3, 2, 2)
     path = initial_path(name, a, b, 5)
-    assert path.shape == (3, 6, 2, 2)
-    for i in range(6):
-        torch.testing.assert_close(path[:, i], curve(a, b, i / 5), rtol=0, atol=1e-15)
-    assert torch.equal(path[:, 0], a)
-    assert torch.equal(path[:, -1], b)
+    torch.testing.assert_close(path, torch.stack([curve(a, b, i / 5) for i in range(6)], 1), rtol=0, atol=1e-15)
+    assert torch.equal(path[:, [0, -1]], torch.stack([a, b], 1))
 
 
 def test_a_given_path_is_taken_as_it_is_but_for_the_rounding_of_its_ends() -> None:
@@ -66,16 +51,15 @@ def test_resampling_steps_over_repeated_nodes() -> None:
 def test_the_graph_path_follows_the_arc_where_the_line_crosses_the_gap() -> None:
     score = c_arc(0.1)
     samples = score.sample(600, torch.Generator().manual_seed(0), clean=True)
-    a, b = circle(60, 70), circle(300, 200)
+    turn = torch.tensor([[60.0, 70], [300, 200]], dtype=torch.float64).deg2rad()
+    a, b = torch.stack([turn.cos(), turn.sin()], 2)
     path = graph_path(a, b, samples, 40)
-    assert path.shape == (2, 41, 2)
-    assert torch.equal(path[:, 0], a)
-    assert torch.equal(path[:, -1], b)
+    assert torch.equal(path[:, [0, -1]], torch.stack([a, b], 1))
     assert score.distance(path.flatten(0, 1)).max() < 0.02
-    assert gaps(path).sum(1).tolist() == pytest.approx([math.radians(240), math.radians(130)], rel=0.01)
-    assert (gaps(path).std(1) < 0.01 * gaps(path).mean(1)).all()
-    straight = initial_path("lerp", a, b, 40)
-    assert score.distance(straight.flatten(0, 1)).max() > 0.4
+    gaps = path.diff(dim=1).norm(dim=2)
+    assert gaps.sum(1).tolist() == pytest.approx([math.radians(240), math.radians(130)], rel=0.01)
+    assert (gaps.std(1) < 0.01 * gaps.mean(1)).all()
+    assert score.distance(initial_path("lerp", a, b, 40).flatten(0, 1)).max() > 0.4
 
 
 def test_the_graph_path_is_the_shortest_one_of_all() -> None:
@@ -87,22 +71,16 @@ def test_the_graph_path_is_the_shortest_one_of_all() -> None:
 
 
 A, B = noise(2, 3, 2)
-ISLANDS = torch.cat([noise(20, 2) / 100, noise(20, 2) / 100 + 9])
+NEAR = noise(20, 2) / 100
 REFUSED = [
     (lambda: initial_path("geodesic", A, B, 4), r"one of \('slerp', 'lerp'\) or a path, got 'geodesic'"),
     (lambda: initial_path(noise(3, 4, 2), A, B, 4), r"initial must have shape \(3, 5, 2\), got \(3, 4, 2\)"),
-    (lambda: initial_path("lerp", A, B, 1), "num_segments must be at least 2, got 1"),
-    (lambda: initial_path("lerp", A, torch.stack([B[0], A[1], B[2]]), 4), "they are equal in row 1"),
     (lambda: initial_path("lerp", A, B[:2], 4), "b must have the shape of a"),
-    (lambda: initial_path("lerp", A, B * math.inf, 4), "b must be finite"),
     (lambda: resample(torch.ones(1, 4, 2), 3), "path must have a positive length"),
     (lambda: resample(noise(1, 4, 2), 0), "num_segments must be at least 1, got 0"),
     (lambda: graph_path(A, B, noise(5, 3), 4), r"rows of shape \(2,\), got \(3,\)"),
     (lambda: graph_path(A, B, noise(5, 2), 4, num_neighbours=6), "between 1 and 5, .* distinct samples; got 6"),
-    (
-        lambda: graph_path(noise(1, 2) / 100, noise(1, 2) / 100 + 9, ISLANDS, 4, num_neighbours=3),
-        "num_neighbours = 3 leaves a and b unconnected",
-    ),
+    (lambda: graph_path(A / 99, 9 + B / 99, torch.cat([NEAR, 9 + NEAR]), 4, num_neighbours=3), "a and b unconnected"),
 ]
 
 

@@ -23,6 +23,8 @@ from isodiff.geometry import (
     trace_samples,
 )
 
+from .tensors import noise, times
+
 METRICS = ("stereographic", "chart_identity", "euclidean")
 ESTIMATORS = ("ratio", "unbiased", "jackknife")
 ROUTES = ("double_backward", "differences")
@@ -31,10 +33,6 @@ ROUTES = ("double_backward", "differences")
 def generator(seed: int = 0) -> torch.Generator:
     """Return a source of probes, never in the state that drew the points."""
     return torch.Generator().manual_seed(1000 + seed)
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @pytest.fixture
@@ -48,31 +46,20 @@ def gradient(loss: Tensor, module: nn.Module) -> Tensor:
     return torch.cat([g.flatten() for g in found])
 
 
-def traces_in_the_chart(f: Callable[[Tensor], Tensor], x: Tensor, *, flat: bool) -> tuple[Tensor, Tensor]:
-    """Return Tr R and Tr R² by the paper's definition: autograd through Π⁻¹ and the metric G by autograd too."""
-    first, second = [], []
-    for row in x:
-        radius = row.norm()
-        z = stereographic(row[None], radius)[0]
-
-        def embed(p: Tensor, radius: Tensor = radius) -> Tensor:
-            return inverse_stereographic(p[None], radius)[0]
-
-        j = torch.autograd.functional.jacobian(lambda p, e=embed: f(e(p)[None])[0], z, create_graph=True)
-        d = torch.autograd.functional.jacobian(embed, z)
-        metric = torch.eye(len(z), dtype=x.dtype) if flat else d.mT @ d
-        r = torch.linalg.solve(metric, j.mT @ j)
-        first.append(r.trace())
-        second.append((r @ r).trace())
-    return torch.stack(first), torch.stack(second)
-
-
 @pytest.mark.parametrize("metric", ["stereographic", "chart_identity"])
 def test_tangent_projection_equals_the_chart(network: nn.Module, metric: str) -> None:
-    x = noise(5, 6)
-    first, second = traces_in_the_chart(network, x, flat=metric == "chart_identity")
-    chart = second.mean() / first.mean().square()
-    ours = exact_isometry_loss(network, x, metric=metric)
+    """The paper's definition: autograd through Π⁻¹, and the metric G by autograd too."""
+    x, traces, jacobian = noise(5, 6), [], torch.autograd.functional.jacobian
+    for row in x:
+        radius = row.norm()
+        embed = lambda p, radius=radius: inverse_stereographic(p[None], radius)[0]  # noqa: E731
+        z = stereographic(row[None], radius)[0]
+        j = jacobian(lambda p, e=embed: network(e(p)[None])[0], z, create_graph=True)
+        d = jacobian(embed, z)
+        r = torch.linalg.solve(torch.eye(5, dtype=x.dtype) if metric == "chart_identity" else d.mT @ d, j.mT @ j)
+        traces.append(torch.stack([r.trace(), (r @ r).trace()]))
+    first, second = torch.stack(traces, 1)
+    chart, ours = second.mean() / first.mean().square(), exact_isometry_loss(network, x, metric=metric)
     torch.testing.assert_close(ours, chart, rtol=0, atol=1e-10)
     torch.testing.assert_close(gradient(ours, network), gradient(chart, network), rtol=0, atol=1e-10)
 
@@ -84,14 +71,12 @@ def test_chart_identity_inflates_the_loss_by_the_spread_of_its_factor(estimator:
     factor = (1 - x[:, -1] / x.norm(dim=1)) ** 2
     expected = factor.square().mean() / factor.mean().square() / 3
     torch.testing.assert_close(exact_isometry_loss(lambda z: z, x, metric="chart_identity"), expected)
-    ours = isometry_loss(
-        lambda z: z, x, metric="chart_identity", estimator=estimator, num_probes=400, generator=generator()
-    )
-    assert ours.item() == pytest.approx(expected.item(), rel=0.03)
+    options = {"metric": "chart_identity", "estimator": estimator, "num_probes": 400, "generator": generator()}
+    assert isometry_loss(lambda z: z, x, **options).item() == pytest.approx(expected.item(), rel=0.03)
 
 
-@pytest.mark.parametrize(("n", "m"), [(3, 3), (5, 8), (8, 8)])
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize(("n", "m"), [(3, 3), (5, 8)])
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
 def test_a_scaled_isometry_attains_the_bound(n: int, m: int, scale: float) -> None:
     q = scale * torch.linalg.qr(noise(m, n))[0]
     x = noise(6, n, seed=1)
@@ -114,10 +99,11 @@ def test_an_isometry_onto_fewer_dimensions_attains_one_over_their_number() -> No
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_scaling_the_output_changes_nothing(network: nn.Module, metric: str, estimator: str) -> None:
     x = noise(4, 6)
-    exact = [exact_isometry_loss(lambda z, c=c: c * network(z), x, metric=metric) for c in (1.0, -37.5)]
-    torch.testing.assert_close(*exact, rtol=0, atol=1e-10)
     options = {"metric": metric, "estimator": estimator, "num_probes": 3}
-    ours = [isometry_loss(lambda z, c=c: c * network(z), x, **options, generator=generator()) for c in (1.0, -37.5)]
+    maps = network, lambda z: -37.5 * network(z)
+    exact = [exact_isometry_loss(f, x, metric=metric) for f in maps]
+    torch.testing.assert_close(*exact, rtol=0, atol=1e-10)
+    ours = [isometry_loss(f, x, **options, generator=generator()) for f in maps]
     torch.testing.assert_close(*ours, rtol=0, atol=1e-10)
 
 
@@ -145,14 +131,24 @@ def test_every_regulariser_reaches_the_parameters(network: nn.Module, metric: st
     assert (gradient(ours, network) - oracle).norm() < 0.15 * oracle.norm()
 
 
+def linear(jacobians: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda z: times(jacobians, z)
+
+
 def samples_of_traces(jacobians: Tensor, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Return q₁ = ‖J P v‖² and q₂ = ‖P JᵀJ P v‖² by dense algebra, (B, K), for J (B, m, n) and v (B, K, n)."""
     unit = (x / x.norm(dim=1, keepdim=True))[:, None]
-    v = v - (v @ unit.mT) * unit
-    pushed = v @ jacobians.mT
-    pulled = pushed @ jacobians
-    pulled = pulled - (pulled @ unit.mT) * unit
-    return pushed.square().sum(2), pulled.square().sum(2)
+    project = lambda w: w - (w @ unit.mT) * unit  # noqa: E731
+    pushed = project(v) @ jacobians.mT
+    return pushed.square().sum(2), project(pushed @ jacobians).square().sum(2)
+
+
+def test_loss_is_the_ratio_of_its_samples() -> None:
+    x, jacobians = noise(4, 12, seed=1), noise(4, 6, 12, seed=7)
+    v = torch.randn(4, 12, generator=generator(), dtype=torch.float64)
+    first, second = samples_of_traces(jacobians, x, v[:, None])
+    ours = isometry_loss(linear(jacobians), x, generator=generator())
+    torch.testing.assert_close(ours, second.mean() / first.mean() ** 2)
 
 
 def test_bias_falls_as_one_over_rows_times_probes() -> None:
@@ -161,45 +157,32 @@ def test_bias_falls_as_one_over_rows_times_probes() -> None:
     With N and D the means of q₂ and q₁ over B·K samples, the bias of N / D² is to first order
     L (3 Var D / D² − 2 Cov(N, D) / (N D)) = L c / (B·K).
     """
-    x, jacobians = noise(4, 12, seed=1), noise(4, 6, 12, seed=7)
-    exact = exact_isometry_loss(lambda z: (jacobians @ z[..., None])[..., 0], x)
-    q1, q2 = samples_of_traces(jacobians, x, noise(4, 12_000 * 32, 12, seed=2))
+    x, jacobians, repeats = noise(4, 12, seed=1), noise(4, 6, 12, seed=7), 12_000
+    exact = exact_isometry_loss(linear(jacobians), x)
+    q1, q2 = samples_of_traces(jacobians, x, noise(4, repeats * 32, 12, seed=2))
     covariance = ((q1 - q1.mean(1, keepdim=True)) * (q2 - q2.mean(1, keepdim=True))).mean()
     constant = (3 * q1.var(dim=1).mean() / q1.mean() ** 2 - 2 * covariance / (q1.mean() * q2.mean())).item()
-    bias = {}
     for num_probes in (2, 8, 32):
-        draws = [q[:, : 12_000 * num_probes].reshape(4, 12_000, num_probes).transpose(0, 1) for q in (q1, q2)]
-        relative = {e: torch.vmap(partial(estimate_loss, estimator=e))(*draws) / exact - 1 for e in ESTIMATORS}
-        error = {name: r.std().item() / math.sqrt(12_000) for name, r in relative.items()}
-        samples = 4 * num_probes
-        bias[samples] = relative["ratio"].mean().item()
-        assert abs(bias[samples] - constant / samples) < 3 * error["ratio"] + (constant / samples) ** 2
-        assert abs(relative["jackknife"].mean()) < 3 * error["jackknife"] + (constant / samples) ** 2
-        assert error["ratio"] < 0.5 * constant / samples, "too few repetitions to see the bias"
-    assert abs(bias[128]) < 0.02
-
-
-def test_loss_is_the_ratio_of_its_samples() -> None:
-    x, jacobians = noise(4, 12, seed=1), noise(4, 6, 12, seed=7)
-    v = torch.randn(4, 12, generator=generator(), dtype=torch.float64)
-    first, second = samples_of_traces(jacobians, x, v[:, None])
-    ours = isometry_loss(lambda z: (jacobians @ z[..., None])[..., 0], x, generator=generator())
-    torch.testing.assert_close(ours, second.mean() / first.mean() ** 2)
+        draws = [q[:, : repeats * num_probes].reshape(4, repeats, num_probes).transpose(0, 1) for q in (q1, q2)]
+        off = {e: torch.vmap(partial(estimate_loss, estimator=e))(*draws) / exact - 1 for e in ESTIMATORS}
+        error = {name: r.std().item() / math.sqrt(repeats) for name, r in off.items()}
+        first_order = constant / (4 * num_probes)
+        assert abs(off["ratio"].mean() - first_order) < 3 * error["ratio"] + first_order**2
+        assert abs(off["jackknife"].mean()) < 3 * error["jackknife"] + first_order**2
+        assert error["ratio"] < 0.5 * first_order, "too few repetitions to see the bias"
+    assert abs(off["ratio"].mean()) < 0.02
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_does_not_touch_the_traces(network: nn.Module, dtype: torch.dtype) -> None:
     network, x = network.float(), noise(4, 6).float()
     expected = isometry_loss(network, x, generator=generator())
-    expected_gradients = torch.autograd.grad(expected, list(network.parameters()), materialize_grads=True)
     with torch.autocast("cpu", dtype=dtype):
         assert network(x).dtype == dtype
-        loss = isometry_loss(network, x, generator=generator())
-        exact = exact_isometry_loss(network, x)
-    torch.testing.assert_close(loss, expected, rtol=0, atol=0)
-    gradients = torch.autograd.grad(loss, list(network.parameters()), materialize_grads=True)
-    torch.testing.assert_close(gradients, expected_gradients, rtol=0, atol=0)
-    torch.testing.assert_close(exact, exact_isometry_loss(network, x), rtol=0, atol=0)
+        loss, exact = isometry_loss(network, x, generator=generator()), exact_isometry_loss(network, x)
+    assert torch.equal(loss, expected)
+    assert torch.equal(gradient(loss, network), gradient(expected, network))
+    assert torch.equal(exact, exact_isometry_loss(network, x))
 
 
 def test_large_activations_do_not_overflow() -> None:
@@ -220,19 +203,7 @@ def test_shares_of_equal_parts_have_the_loss_and_gradient_of_the_whole(network: 
     torch.testing.assert_close(isometry_loss_share(*whole, *means), loss)
 
 
-@pytest.mark.parametrize("route", ROUTES)
-def test_points_are_looked_through_for_nan_once_a_call_whatever_the_probes(
-    network: nn.Module, route: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls, look = [], torch.isfinite
-    monkeypatch.setattr(torch, "isfinite", lambda x: calls.append(x) or look(x))
-    isometry_loss(network, noise(4, 6), num_probes=7, generator=generator(), route=route)
-    assert len(calls) == 1
-
-
-def by_both_routes(
-    f: Callable[[Tensor], Tensor], x: Tensor, module: nn.Module, **options: object
-) -> tuple[float, float]:
+def routes_differ(f: Callable[[Tensor], Tensor], x: Tensor, module: nn.Module, **options: object) -> list[float]:
     """Return by which share the differences' loss and gradient are off those of double backward."""
     found = []
     for route in ROUTES:
@@ -241,14 +212,14 @@ def by_both_routes(
         found.append((loss.detach(), gradient(loss, module)))
     (exact, expected), (loss, ours) = found
     assert expected.norm() > 0
-    return abs(loss / exact - 1).item(), ((ours - expected).norm() / expected.norm()).item()
+    return [abs(loss / exact - 1).item(), ((ours - expected).norm() / expected.norm()).item()]
 
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize(("estimator", "num_probes"), [("ratio", 1), ("unbiased", 2), ("jackknife", 2)])
 def test_both_routes_agree(network: nn.Module, metric: str, estimator: str, num_probes: int) -> None:
     options = {"metric": metric, "estimator": estimator, "num_probes": num_probes}
-    value, slope = by_both_routes(network, noise(5, 6), network, **options)
+    value, slope = routes_differ(network, noise(5, 6), network, **options)
     assert value < 1e-8
     assert slope < 1e-7
 
@@ -268,7 +239,7 @@ def test_loss_and_gradient_are_those_of_the_dense_oracle(network: nn.Module, rou
 def test_the_routes_agree_on_the_course_s_encoder_in_float32() -> None:
     """About 10⁻³, as the documentation states, with room."""
     unet = build_unet("digits16", resolution=8, channels=3)
-    value, slope = by_both_routes(lambda z: encode(unet, z, 600), noise(4, 3, 8, 8).float(), unet)
+    value, slope = routes_differ(lambda z: encode(unet, z, 600), noise(4, 3, 8, 8).float(), unet)
     assert value < 2e-3
     assert 0 < slope < 5e-3
 
@@ -281,13 +252,13 @@ def test_the_routes_agree_on_fused_attention() -> None:
         q, k, v = mix(z).view(len(z), 4, 3, 2, 4).permute(2, 0, 3, 1, 4)
         return F.scaled_dot_product_attention(q, k, v)
 
-    assert by_both_routes(attend, noise(3, 4, 8), mix)[1] < 1e-6
+    assert routes_differ(attend, noise(3, 4, 8), mix)[1] < 1e-6
 
 
 def test_layers_draw_alike_at_every_evaluation() -> None:
     """Were dropout drawn anew, a difference would divide a change of order one by the step."""
     network = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Dropout(0.5), nn.Linear(32, 4)).double().train()
-    assert by_both_routes(network, noise(5, 6), network)[1] < 1e-6
+    assert routes_differ(network, noise(5, 6), network)[1] < 1e-6
 
 
 def test_without_gradients_the_values_are_the_same(network: nn.Module) -> None:
@@ -295,25 +266,15 @@ def test_without_gradients_the_values_are_the_same(network: nn.Module) -> None:
     attached = trace_samples(network, x, probes=probes, route="differences")
     with torch.no_grad():
         detached = trace_samples(network, x, probes=probes, route="differences")
-    assert all(
-        torch.equal(a, b) and a.requires_grad and not b.requires_grad for a, b in zip(attached, detached, strict=True)
-    )
+    for a, b in zip(attached, detached, strict=True):
+        assert torch.equal(a, b)
+        assert (a.requires_grad, b.requires_grad) == (True, False)
 
 
 def test_a_map_that_is_flat_somewhere_gives_no_nan(network: nn.Module) -> None:
-    x = noise(2, 6)
     mask = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-    loss = isometry_loss(
-        lambda z: mask * network(z), x, generator=torch.Generator().manual_seed(9), route="differences"
-    )
+    loss = isometry_loss(lambda z: mask * network(z), noise(2, 6), generator=generator(), route="differences")
     assert gradient(loss, network).isfinite().all()
-
-
-POLE = torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64)
-
-
-def test_the_pole_is_a_point_like_any_other_where_no_chart_is_used() -> None:
-    assert isometry_loss(nn.Tanh(), POLE, generator=generator()).isfinite()
 
 
 @pytest.mark.parametrize(
@@ -327,7 +288,7 @@ def test_the_pole_is_a_point_like_any_other_where_no_chart_is_used() -> None:
         (noise(2, 6) * torch.tensor([[1.0], [math.nan]]), {}, "x must be finite, got 6 NaN"),
         (noise(2, 6), {"generator": torch.Generator().manual_seed(0)}, "another seed"),
         (0 * noise(2, 6), {"metric": "euclidean", "route": "differences"}, "zero in row 0"),
-        (POLE, {"metric": "chart_identity"}, "pole"),
+        (torch.tensor([[0.0, 0.0, 1.0]]), {"metric": "chart_identity"}, "pole"),
         (noise(4, 1), {}, "at least n = 2 dimensions"),
     ],
 )
@@ -342,12 +303,12 @@ def test_bad_input_is_refused(x: Tensor, options: dict, message: str) -> None:
 @pytest.mark.parametrize("route", ROUTES)
 def test_bad_maps_and_dimensions_are_refused(network: nn.Module, route: str) -> None:
     x = noise(2, 6)
-    with pytest.raises(ValueError, match="detached"):
-        isometry_loss(lambda z: network(z.detach()).detach(), x, route=route)
-    with pytest.raises(ValueError, match="2 rows to 2 rows"):
-        isometry_loss(lambda z: network(z)[:1], x, route=route)
-    with pytest.raises(ValueError, match=r"probes must have shape \(K, 2, 6\), got \(1, 3, 6\)"):
-        trace_samples(network, x, probes=noise(1, 3, 6), route=route)
-    for n, m in ((1, 3), (3, 0)):
-        with pytest.raises(ValueError, match=f"n = {n} and m = {m}"):
-            anisotropy(0.5, n, m)
+    for call, message in (
+        (lambda: isometry_loss(lambda z: network(z.detach()).detach(), x, route=route), "detached"),
+        (lambda: isometry_loss(lambda z: network(z)[:1], x, route=route), "2 rows to 2 rows"),
+        (lambda: trace_samples(network, x, probes=noise(1, 3, 6), route=route), r"\(K, 2, 6\), got \(1, 3, 6\)"),
+        (lambda: anisotropy(0.5, 1, 3), "n = 1 and m = 3"),
+        (lambda: anisotropy(0.5, 3, 0), "n = 3 and m = 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()

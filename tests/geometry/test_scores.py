@@ -9,16 +9,24 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import Tensor
 
-from isodiff.geometry import AnalyticScore, GaussianMixture, LowRankGaussian, NoisyShell, c_arc, curve, helix, two_moons
+from isodiff.geometry import (
+    AnalyticScore,
+    GaussianMixture,
+    LowRankGaussian,
+    NoisyShell,
+    c_arc,
+    curve,
+    dense_jacobian,
+    helix,
+    two_moons,
+)
 
+from .tensors import noise
+
+ROTATION = torch.linalg.qr(noise(5, 5))[0]
 KINDS: dict[str, Callable[[float], AnalyticScore]] = {
-    "low rank": lambda sigma: LowRankGaussian(
-        basis=rotation(5)[:, :2], variances=torch.tensor([0.25, 1.0]), sigma=sigma
-    ),
+    "low rank": lambda s: LowRankGaussian(basis=ROTATION[:, :2], variances=torch.tensor([0.25, 1.0]), sigma=s),
     "mixture": lambda sigma: GaussianMixture(means=noise(4, 3), weights=torch.tensor([1.0, 2, 3, 0]), sigma=sigma),
     "circle": lambda sigma: NoisyShell(sigma=sigma),
     "sphere": lambda sigma: NoisyShell(sigma=sigma, shell_dimension=3),
@@ -28,26 +36,13 @@ KINDS: dict[str, Callable[[float], AnalyticScore]] = {
 }
 
 
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def rotation(d: int, seed: int = 7) -> Tensor:
-    return torch.linalg.qr(noise(d, d, seed=seed))[0]
-
-
-def jacobian(score: AnalyticScore, x: Tensor) -> Tensor:
-    return torch.func.vmap(torch.func.jacrev(lambda row: score(row[None])[0]))(x)
-
-
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> Callable[[float], AnalyticScore]:
     return KINDS[request.param]
 
 
-@pytest.mark.parametrize("sigma", [0.1, 0.5])
-def test_the_score_is_the_gradient_of_the_log_density(kind: Callable, sigma: float) -> None:
-    score = kind(sigma)
+def test_the_score_is_the_gradient_of_the_log_density(kind: Callable) -> None:
+    score = kind(0.1)
     x = torch.cat([score.sample(20), 2 * noise(20, score.dimension), torch.zeros(1, score.dimension)]).requires_grad_()
     (gradient,) = torch.autograd.grad(score.log_density(x).sum(), x)
     torch.testing.assert_close(score(x).detach(), gradient, rtol=1e-10, atol=1e-10)
@@ -60,7 +55,7 @@ def test_scores_can_be_differentiated_twice_and_their_jacobians_are_symmetric(ki
     x = scale[:, None] * noise(5, score.dimension)
     assert torch.autograd.gradcheck(score, (x.requires_grad_(),))
     assert torch.autograd.gradgradcheck(score, (x,))
-    J = jacobian(score, x.detach())
+    J = dense_jacobian(score, x)
     torch.testing.assert_close(J, J.mT)
 
 
@@ -88,7 +83,7 @@ def test_densities_are_those_of_scipy() -> None:
 
 @pytest.mark.parametrize(
     ("d", "sigma", "ridge"),
-    [(2, 0.1, 0.99496), (2, 0.2, 0.97936), (2, 0.4, 0.90687), (3, 0.1, 0.98990), (3, 0.2, 0.95826), (3, 0.4, 0.80012)],
+    [(2, 0.1, 0.99496), (2, 0.4, 0.90687), (3, 0.1, 0.98990), (3, 0.4, 0.80012)],
 )
 def test_ridge_and_eigenvalues_of_the_shell(d: int, sigma: float, ridge: float) -> None:
     shell = NoisyShell(sigma=sigma, shell_dimension=d)
@@ -96,30 +91,23 @@ def test_ridge_and_eigenvalues_of_the_shell(d: int, sigma: float, ridge: float) 
     edge = 1 / math.sqrt(d)  # beyond it noise fills the hole
     assert NoisyShell(sigma=1.001 * edge, shell_dimension=d).ridge_radius == 0
     assert 0 < NoisyShell(sigma=0.99 * edge, shell_dimension=d).ridge_radius < 0.3
-    turned = rotation(d)[0]
+    turned = torch.linalg.qr(noise(d, d))[0][0]
     assert shell(shell.ridge_radius * turned[None]).norm() < 1e-12 / sigma**2
     for r in (0.3, 0.8, shell.ridge_radius, 1.2):
         kappa = r / sigma**2
         A = scipy.special.ive(1, kappa) / scipy.special.ive(0, kappa) if d == 2 else 1 / np.tanh(kappa) - 1 / kappa
         radial = ((1 - A**2 - (d - 1) * A / kappa) / sigma**2 - 1) / sigma**2
         tangent = (A - r) / sigma**2 / r
-        J = jacobian(shell, r * turned[None])[0]
+        J = dense_jacobian(shell, r * turned[None])[0]
         torch.testing.assert_close(J @ turned, radial * turned, rtol=1e-8, atol=1e-9)
         across = torch.linalg.svd(turned[None])[2][1]
         torch.testing.assert_close(J @ across, tangent * across, rtol=1e-8, atol=1e-9)
 
 
-@given(seed=st.integers(0, 1000), d=st.sampled_from([2, 3]), sigma=st.floats(0.05, 2))
-def test_shells_are_rotation_equivariant(seed: int, d: int, sigma: float) -> None:
-    shell, Q, x = NoisyShell(sigma=sigma, shell_dimension=d), rotation(d, seed), noise(10, d, seed=seed)
-    torch.testing.assert_close(shell(x @ Q.T), shell(x) @ Q.T, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(shell.log_density(x @ Q.T), shell.log_density(x))
-
-
 def test_a_fine_mixture_on_the_circle_is_the_noisy_circle_up_to_a_known_ripple() -> None:
     """Of k points on a circle, p_mixture/p − 1 = 2 I_k(κ)/I₀(κ) cos kθ + …, where points σ apart give k = 2π/σ."""
     exact, turn = NoisyShell(sigma=0.1), torch.linspace(0, 1, 50, dtype=torch.float64)
-    for k, r in ((63, 0.8), (63, 1.0), (63, 1.5), (200, 1.5)):
+    for k, r in ((63, 0.8), (63, 1.0), (200, 1.5)):
         angles = torch.arange(k, dtype=torch.float64) * 2 * math.pi / k
         ring = curve(torch.stack([angles.cos(), angles.sin()], 1), sigma=0.1, closed=True)
         x = r * torch.stack([turn.cos(), turn.sin()], 1)
@@ -147,35 +135,34 @@ def test_samples_have_the_moments_of_the_density(kind: Callable, generator: torc
     torch.testing.assert_close(twice - clean, 2 * (noisy - clean))
 
 
-def test_distances_to_the_manifolds() -> None:
-    x = torch.tensor([[0.3, 0.4], [1.2, 0.0]], dtype=torch.float64)
-    torch.testing.assert_close(NoisyShell(sigma=0.1).distance(x), torch.tensor([0.5, 0.2]).double())
-    # from (1.2, 0), in the gap of the arc, to the ends at ±50°
-    gap = math.dist((1.2, 0), (math.cos(math.radians(50)), math.sin(math.radians(50))))
-    torch.testing.assert_close(c_arc(0.1).distance(x), torch.tensor([0.5, gap]).double(), atol=1e-4, rtol=0)
-    beside, below = torch.tensor([[0.0, 1.3], [1.0, -1.0]], dtype=torch.float64)
-    torch.testing.assert_close(
-        two_moons(0.1).distance(torch.stack([beside, below])), torch.tensor([0.3, 0.5]).double(), atol=1e-4, rtol=0
-    )
-    # on the axis of the helix the nearest point is at the same height, one radius away
-    torch.testing.assert_close(
-        helix(0.1).distance(torch.tensor([[0.0, 0.0, 0.2]]).double()), torch.ones(1).double(), atol=1e-4, rtol=0
-    )
-    low_rank = KINDS["low rank"](0.1)
-    U = rotation(5)
-    torch.testing.assert_close(low_rank.distance((3 * U[:, 0] + 4 * U[:, 2])[None]), torch.full((1,), 4.0).double())
-    assert GaussianMixture(means=torch.zeros(1, 2), sigma=1.0).distance(torch.tensor([[3.0, 4.0]])).item() == 5
+# from (1.2, 0), in the gap of the arc, to the ends at ±50°
+GAP = math.dist((1.2, 0), (math.cos(math.radians(50)), math.sin(math.radians(50))))
+
+
+@pytest.mark.parametrize(
+    ("score", "points", "distances", "within"),  # a curve's distance is that to its polygon
+    [
+        (NoisyShell(sigma=0.1), [[0.3, 0.4], [1.2, 0.0]], [0.5, 0.2], 1e-7),
+        (c_arc(0.1), [[0.3, 0.4], [1.2, 0.0]], [0.5, GAP], 1e-4),
+        (two_moons(0.1), [[0.0, 1.3], [1.0, -1.0]], [0.3, 0.5], 1e-4),
+        (helix(0.1), [[0.0, 0.0, 0.2]], [1.0], 1e-4),  # on the axis the nearest point is at the same height
+        (KINDS["low rank"](0.1), (3 * ROTATION[:, 0] + 4 * ROTATION[:, 2])[None].tolist(), [4.0], 1e-7),
+        (GaussianMixture(means=torch.zeros(1, 2), sigma=1.0), [[3.0, 4.0]], [5.0], 0),
+    ],
+)
+def test_distances_to_the_manifolds(score: AnalyticScore, points: list, distances: list, within: float) -> None:
+    found = score.distance(torch.tensor(points, dtype=torch.float64))
+    torch.testing.assert_close(found, torch.tensor(distances, dtype=torch.float64), atol=within, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_nothing_overflows_fifty_sigma_away(kind: Callable, dtype: torch.dtype) -> None:
     for sigma in (0.05, 1.0):
         score = kind(sigma)
-        x = (score.sample(20, clean=True) + 50 * sigma * torch.nn.functional.normalize(noise(20, score.dimension))).to(
-            dtype
-        )
+        away = 50 * sigma * torch.nn.functional.normalize(noise(20, score.dimension))
+        x = (score.sample(20, clean=True) + away).to(dtype)
         assert score(x).dtype == dtype
-        J = jacobian(score, x)
+        J = dense_jacobian(score, x)
         for value in (score(x), score.log_density(x), J, score.distance(x)):
             assert torch.isfinite(value).all()
         # towards the data, and no steeper than that

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -24,20 +24,15 @@ from isodiff.geometry import (
     transport,
 )
 
+from .tensors import noise
+
 # E‖x‖ to 16 digits, from log-gamma in 40-digit arithmetic.
 EXACT_RADIUS = {
     2: 1.2533141373155003,
-    3: 1.5957691216057308,
     300: 17.30608035806067,
     301: 17.334947821403635,
-    3072: 55.42111547683541,
-    196_608: 443.4044429193688,
     10_000_000: 3162.277581111439,
 }
-
-
-def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 @pytest.mark.parametrize(("n", "exact"), EXACT_RADIUS.items())
@@ -52,7 +47,6 @@ def test_expected_radius_obeys_its_recurrence(n: int) -> None:
 
 
 @given(st.integers(2, 40), st.floats(0.01, 1000.0), st.integers(0, 1000))
-@settings(deadline=None, max_examples=50)
 def test_chart_round_trip(n: int, radius: float, seed: int) -> None:
     x = noise(8, n, seed=seed)
     x = radius * x / x.norm(dim=1, keepdim=True)
@@ -76,7 +70,6 @@ def test_metric_of_eq_3_does_not_belong_to_the_chart_of_eq_2() -> None:
     z, radius = noise(1, 3), 1.7
     d = torch.autograd.functional.jacobian(lambda p: inverse_stereographic(radius * p, radius), z)
     gram = d.reshape(4, 3).mT @ d.reshape(4, 3)
-    assert (gram / conformal_factor(z, radius)[0] - torch.eye(3)).abs().max() > 0.1
     flat = 4 * radius**2 / (1 + z.square().sum()) ** 2
     torch.testing.assert_close(gram, flat * torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-10)
 
@@ -95,7 +88,6 @@ def test_projection_is_orthogonal_idempotent_and_keeps_tangents() -> None:
 
 
 @given(st.floats(0.0, 1.0), st.integers(0, 1000))
-@settings(deadline=None, max_examples=50)
 def test_slerp_divides_the_angle_and_the_change_of_radius_as_t_says(t: float, seed: int) -> None:
     a, b = noise(4, 5, seed=seed), noise(4, 5, seed=seed + 1)
     angle = torch.nn.functional.cosine_similarity(a, b).acos()
@@ -140,7 +132,7 @@ def test_slerp_keeps_half_precision_and_its_values() -> None:
 
 
 def test_lerp_is_the_chord() -> None:
-    a, b = noise(3, 4), noise(3, 4, seed=1)
+    a, b = noise(2, 3, 4)
     t = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
     torch.testing.assert_close(lerp(a, b, t), torch.stack([a[0], (a[1] + b[1]) / 2, b[2]]))
 
@@ -161,9 +153,9 @@ def test_a_move_keeps_the_radius_and_covers_the_arc(gamma: float, seed: int) -> 
     direction = noise(2, 3, 16, 16, seed=seed + 100, dtype=torch.float32)
     moved = move(x, direction, gamma)
     assert (moved.flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1) - 1).abs().max() < 1e-5
-    exact = move(x.double(), direction.double(), gamma).flatten(1)
-    radius, start = x.double().flatten(1).norm(dim=1), x.double().flatten(1)
-    chord = (exact - start).norm(dim=1)
+    start = x.double()
+    radius = start.flatten(1).norm(dim=1)
+    chord = (move(start, direction.double(), gamma) - start).flatten(1).norm(dim=1)
     torch.testing.assert_close(2 * radius * torch.asin(chord / (2 * radius)), radius.new_full((2,), abs(gamma)))
 
 
@@ -230,10 +222,8 @@ REFUSED = [
     (lambda: expected_radius(2.0), "integer"),
     (lambda: stereographic(torch.tensor([[0.0, 0.0, 2.0]]), 2.0), "pole"),
     (lambda: stereographic(ONES(2, 1), 1.0), "at least 2 columns"),
-    (lambda: inverse_stereographic(ONES(2, 3, 4), 1.0), "rank 2"),
     (lambda: conformal_factor(ONES(2, 2) / 0, 1.0), "z must be finite, got 4 NaN or infinite"),
     (lambda: slerp(ONES(2, 2), ONES(2, 2), math.nan), "t must be finite"),
-    (lambda: transport(X, X, Y / 0), "y must be finite"),
     (lambda: stereographic(torch.tensor([[0.0, 1.1, 0.0]]), 1.0), "lie on the sphere"),
     (lambda: inverse_stereographic(ONES(2, 2), 0.0), "radius must be positive"),
     (lambda: conformal_factor(ONES(2, 2), ONES(3)), r"shape \(2,\)"),
@@ -241,12 +231,9 @@ REFUSED = [
     (lambda: slerp(ONES(2, 3), ONES(3, 3), 0.5), "b must have the shape of a"),
     (lambda: slerp(ONES(3), ONES(3), 0.5), "rank 2 or more"),
     (lambda: slerp(ONES(2, 3).long(), ONES(2, 3).long(), 0.5), "floating-point"),
-    (lambda: lerp(ONES(2, 3), ONES(2, 3), ONES(3)), r"t must be a number or of shape \(2,\)"),
-    (lambda: project_to_tangent(ONES(1, 3), torch.zeros(1, 3)), "row 0 is zero"),
     (lambda: project_to_tangent(ONES(1, 3), ONES(2, 3)), r"\(2, 3\); got \(1, 3\)"),
     (lambda: move(X, Y, 1.01 * HALF), BEYOND),
     (lambda: move(X, Y, math.nan), BEYOND),
-    (lambda: move(X, Y, ONES(3)), r"gamma must be a number or of shape \(2,\), got shape \(3,\)"),
     (lambda: move(X, Y[:, :, :3], 1.0), "direction must have the shape of x"),
     (lambda: move(X, 0 * X, 1.0), "a part tangent at x"),
     (lambda: move(X, X * math.nan, 1.0), "a part tangent at x"),

@@ -8,33 +8,18 @@ from diffusers.image_processor import VaeImageProcessor
 from scipy.stats import kstest
 
 from isodiff.datasets import check_images
-from isodiff.diffusion import build_pipeline, ddim_sample
+from isodiff.diffusion import build_pipeline
 from isodiff.metrics.generator import Generator, draw_latents, model_digest, to_uint8
 
 SHAPE = (1, 16, 16)
 
 
-def test_a_latent_is_a_function_of_its_number() -> None:
+def test_latents_are_standard_normal_and_functions_of_number_seed_and_stream() -> None:
     assert torch.equal(draw_latents(SHAPE, 4, 7, seed=3), draw_latents(SHAPE, 0, 10, seed=3)[4:7])
-
-
-def test_latents_are_standard_normal_and_numbers_seeds_and_streams_independent() -> None:
-    draws = [
-        draw_latents((5000,), 0, 2, seed=0),
-        draw_latents((5000,), 0, 1, seed=1),
-        draw_latents((5000,), 0, 1, seed=0, stream="pairs"),
-    ]
+    draws = [draw_latents((5000,), 0, 2, seed=0), draw_latents((5000,), 0, 1, seed=1)]
+    draws += [draw_latents((5000,), 0, 1, seed=0, stream="pairs")]
     assert (torch.corrcoef(torch.cat(draws)) - torch.eye(4)).abs().max() < 5 / 5000**0.5
     assert kstest(torch.cat(draws).flatten().numpy(), "norm").pvalue > 0.01
-
-
-def test_the_generator_is_ddim_within_the_range_of_images() -> None:
-    pipeline = build_pipeline("digits16")
-    generate = Generator(pipeline, num_steps=3)
-    latents = draw_latents(generate.shape, 0, 2, seed=0)
-    with torch.no_grad():
-        assert torch.equal(generate(latents), ddim_sample(pipeline.unet, pipeline.scheduler, latents, 3).clamp(-1, 1))
-    assert generate.shape == SHAPE
 
 
 def test_the_digest_follows_weights_settings_and_steps() -> None:
@@ -45,11 +30,6 @@ def test_the_digest_follows_weights_settings_and_steps() -> None:
     digests.add(Generator(pipeline, 3).digest)
     pipeline.unet.conv_in.bias.data[0] += 1e-3
     assert len(digests | {Generator(pipeline, 3).digest}) == 4
-
-
-def test_images_come_back_in_float32_without_a_graph() -> None:
-    checked = check_images(torch.zeros(2, 1, 8, 8, dtype=torch.float64, requires_grad=True), 2)
-    assert (checked.dtype, checked.requires_grad) == (torch.float32, False)
 
 
 def test_levels_are_rounded_as_diffusers_rounds_them(generator: torch.Generator) -> None:
@@ -65,11 +45,8 @@ ONE = torch.ones(2, 3, 8, 8)
     ("call", "error", "message"),
     [
         (lambda: draw_latents(SHAPE, 3, 3, seed=0), ValueError, "start and stop .* got 3 and 3"),
-        (lambda: draw_latents(SHAPE, -1, 2, seed=0), ValueError, "start and stop .* got -1 and 2"),
         (lambda: check_images(ONE.byte(), 2), TypeError, "floating-point"),
-        (lambda: check_images([1.0], 2), TypeError, "list"),
         (lambda: check_images(ONE, 3), ValueError, r"\(3, 1 or 3, H, W\); got shape \(2, 3, 8, 8\)"),
-        (lambda: check_images(ONE[:, :2], 2), ValueError, "got shape"),
         (lambda: check_images(ONE * torch.nan, 2), ValueError, "384 NaN or infinite"),
         (lambda: check_images(1.5 * ONE, 2), ValueError, r"\[−1, 1\]; got values from 1.5 to 1.5; .*rescale"),
     ],

@@ -15,10 +15,9 @@ from torch import Tensor
 from isodiff.diffusion import load_pipeline
 from isodiff.geometry import slerp
 from isodiff.metrics.generator import Generator, draw_latents, number_generator
-from isodiff.metrics.measure import cached, jackknife_interval, leave_groups_out
+from isodiff.metrics.measure import cached
 from isodiff.metrics.networks import perceptual_distance
 from isodiff.metrics.path_length import (
-    _decode_in_other_company,
     epsilon_sweep,
     path_lengths,
     path_speed,
@@ -57,12 +56,8 @@ def test_a_scaled_isometry_has_the_chord_of_the_arc(t: float, epsilon: float) ->
     expected = (2 * 0.3 * 4.9 * torch.sin(_angle(a, b) * epsilon / 2) / epsilon) ** 2
     torch.testing.assert_close(measured, expected, rtol=1e-8, atol=0)
     torch.testing.assert_close(measured, (0.3 * 4.9 * _angle(a, b)) ** 2, rtol=epsilon**2, atol=0)
-
-
-def test_with_the_power_one_the_length_vanishes_with_the_step() -> None:
-    speed = partial(path_speed, _shrink, squared_l2, *_pair(), 0.2)
-    assert speed(1e-3, power=1).mean().item() == pytest.approx(speed(1e-2, power=1).mean().item() / 10, rel=1e-2)
-    torch.testing.assert_close(speed(1e-2, power=2), speed(1e-2, power=1) / 1e-2)
+    with_power_one = path_speed(lambda x: 0.3 * x @ rotation, squared_l2, a, b, t, epsilon, power=1)
+    torch.testing.assert_close(with_power_one, epsilon * measured)  # which vanishes with ε
 
 
 def test_float32_points_are_those_of_float64_rounded_once() -> None:
@@ -116,36 +111,27 @@ def test_distances_share_the_images_and_what_is_kept_serves_again(tmp_path: Path
         return (a - b).abs().flatten(1).sum(dim=1)
 
     calls: list[int] = []
-
-    def measure(**options: object) -> dict:
-        generate = lambda x: calls.append(len(x)) or _shrink(x)  # noqa: E731
-        with cached(tmp_path):
-            return path_lengths(generate, SHAPE, {"l2": squared_l2, "l1": l1}, num_pairs=40, batch_size=20, **options)
-
-    first = measure()
-    assert calls == [20] * 4
-    assert measure()["l1"].to_json() == first["l1"].to_json()
-    assert len(calls) == 4
+    generate = lambda x: calls.append(len(x)) or _shrink(x)  # noqa: E731
+    measure = partial(path_lengths, generate, SHAPE, {"l2": squared_l2, "l1": l1}, num_pairs=40, batch_size=20)
+    with cached(tmp_path):
+        first = measure()
+        assert measure()["l1"].to_json() == first["l1"].to_json()
+        assert calls == [20] * 4
+        measure(epsilon=1e-3)
+        measure(mode="end")
+        assert len(calls) == 12
     assert perceptual_path_length(_shrink, SHAPE, l1, num_pairs=40, batch_size=20).value == first["l1"].value
-    measure(epsilon=1e-3)
-    measure(mode="end")
-    assert len(calls) == 12
 
 
 def test_ambient_autocast_changes_nothing() -> None:
     layer = torch.nn.Linear(6, 6)
-
-    def generate(x: Tensor) -> Tensor:
-        return layer(x).tanh()
-
-    measure = partial(perceptual_path_length, generate, SHAPE, squared_l2, num_pairs=40)
+    measure = partial(perceptual_path_length, lambda x: layer(x).tanh(), SHAPE, squared_l2, num_pairs=40)
     expected = measure().value
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert measure().value == expected
-        assert layer(torch.zeros(1, 6)).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("count", [1, 2, 100, 101, 1000])
+@pytest.mark.parametrize("count", [1, 100, 101, 1000])
 def test_the_filter_is_that_of_karras(count: int) -> None:
     values = np.random.default_rng(count).lognormal(size=count)
     kept = np.sort(values)[math.floor((count - 1) / 100) : math.ceil((count - 1) * 99 / 100) + 1]
@@ -153,31 +139,14 @@ def test_the_filter_is_that_of_karras(count: int) -> None:
     assert math.isclose(percentile_mean(values), values.mean(), rel_tol=1e-12) is (count <= 100)
 
 
-def test_the_interval_covers_the_mean_of_the_estimator() -> None:
-    """600 experiments with 200 skewed values each; 95 % coverage, give or take three standard errors."""
-    experiments = np.random.default_rng(0).lognormal(sigma=0.7, size=(600, 200))
-    truth = np.mean([percentile_mean(values) for values in experiments])
-    intervals = [jackknife_interval(*leave_groups_out(percentile_mean, values)) for values in experiments]
-    covered = sum(low <= truth <= high for low, high in intervals)
-    assert abs(covered / 600 - 0.95) < 3 * (0.95 * 0.05 / 600) ** 0.5
-
-
-@pytest.fixture(scope="module")
-def faces() -> Generator:
-    return Generator(load_pipeline("faces32/base"), num_steps=2)
-
-
-def test_lpips_of_a_real_model_pair_by_pair(faces: Generator) -> None:
-    """The driver's batches give what one pair at a time gives, up to rounding, on AlexNet and VGG from one decode."""
+def test_the_sweep_finds_a_plateau_above_the_floor_of_rounding() -> None:
+    faces = Generator(load_pipeline("faces32/base"), num_steps=2)
     distances = {net: perceptual_distance(net) for net in ("alex", "vgg")}
     found = epsilon_sweep(faces, faces.shape, distances, [1e-2], num_pairs=2, batch_size=2)
-    with torch.no_grad():
+    with torch.no_grad():  # what one pair at a time gives, up to rounding
         for net, distance in distances.items():
             speeds = _naive_distances(faces, distance, 2, 1e-2, seed=0) / 1e-4
             assert found[net]["value"][0] == pytest.approx(speeds.mean(), rel=1e-3)
-
-
-def test_the_sweep_finds_a_plateau_above_the_floor_of_rounding(faces: Generator) -> None:
     sweep = epsilon_sweep(faces, faces.shape, {"l2": squared_l2}, [1e-3, 1e-4, 1e-6], num_pairs=6)["l2"]
     value, floor = np.array(sweep["value"]), np.array(sweep["floor"])
     assert value[1] == pytest.approx(value[0], rel=0.05)
@@ -185,20 +154,6 @@ def test_the_sweep_finds_a_plateau_above_the_floor_of_rounding(faces: Generator)
     assert floor[2] > 0.05 * value[1]  # at 1e-6 rounding counts
     np.testing.assert_allclose(floor, max(sweep["noise"].values()) / np.array([1e-3, 1e-4, 1e-6]) ** 2)
     assert sweep["noise"]["last bit"] > 0  # whether sums change in other company is up to the machine's kernels
-
-
-def test_the_sweep_is_on_the_pairs_of_the_path_length() -> None:
-    sweep = epsilon_sweep(_bend, SHAPE, {"l2": squared_l2}, [1e-2, 1e-3], num_pairs=40)["l2"]
-    lengths = perceptual_path_length(_bend, SHAPE, squared_l2, num_pairs=40, epsilon=1e-3)
-    assert sweep["value"][1] == pytest.approx(lengths.details["unfiltered"], rel=1e-12)
-
-
-@pytest.mark.parametrize("rows", [1, 2, 7])
-def test_company_changes_who_is_decoded_together_and_nothing_else(rows: int) -> None:
-    sizes: list[int] = []
-    x = draw_latents(SHAPE, 0, rows, seed=0)
-    assert torch.equal(_decode_in_other_company(lambda x: sizes.append(len(x)) or _shrink(x), x), _shrink(x))
-    assert rows not in sizes
 
 
 LENGTH = partial(perceptual_path_length, _shrink, SHAPE, squared_l2, num_pairs=40)
@@ -211,44 +166,26 @@ def _of(generate: Callable) -> Callable:
     return lambda: perceptual_path_length(generate, SHAPE, squared_l2, num_pairs=40)
 
 
-def _by(distance: Callable) -> Callable:
-    distance.__name__ = "mine"
+def _by(distance: Callable, name: str | None = "mine") -> Callable:
+    distance.__name__ = name or distance.__name__
     return lambda: perceptual_path_length(_shrink, SHAPE, distance, num_pairs=40)
 
 
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (partial(LENGTH, num_pairs=39), ValueError, "at least 40, two for each of the 20 groups .* got 39"),
+        (partial(LENGTH, num_pairs=39), ValueError, "at least 40, two for each of the 20 groups; got 39"),
         (partial(LENGTH, epsilon=0), ValueError, r"epsilon must be in \(0, 1\].*got 0"),
-        (partial(LENGTH, epsilon=math.nan), ValueError, "got nan"),
         (partial(LENGTH, epsilon=1e-12), ValueError, "large enough to move a latent in torch.float32; got 1e-12"),
-        (partial(LENGTH, mode="middle"), ValueError, "full, end; got 'middle'"),
-        (partial(LENGTH, batch_size=0), ValueError, "at least 1"),
         (_of(lambda x: x[:1] * SMALL), ValueError, r"must give images \(32, 1 or 3, H, W\); got shape \(1, 1, 4, 6\)"),
-        (_of(lambda x: x * torch.nan), ValueError, "768 NaN or infinite"),
-        (_of(lambda x: 2 * x), ValueError, r"in \[−1, 1\]; got values"),
         (_of(lambda x: _shrink(x).half()), TypeError, "float32 or better.*got torch.float16"),
-        (_of(lambda x: [x]), TypeError, "got list"),
-        (partial(path_lengths, _shrink, SHAPE, {}, num_pairs=40), ValueError, "at least one distance"),
-        (
-            partial(path_lengths, _shrink, SHAPE, {"mine": lambda a, b: a}, num_pairs=40),
-            ValueError,
-            "'mine' must be a named function or have a `protocol`",
-        ),
-        (_by(lambda a, b: (a - b).sum()), ValueError, r"one number a row, \(32,\); got shape \(\)"),
+        (_by(lambda a, b: a, None), ValueError, "'distance' must be a named function or have a `protocol`"),
         (_by(lambda a, b: torch.full((len(a),), torch.inf)), ValueError, "must be finite; got 32 NaN or infinite"),
         (partial(path_speed, _shrink, squared_l2, A, B, 0.3, 1e-4, power=3), ValueError, "power must be 1 or 2; got 3"),
         (partial(path_speed, _shrink, squared_l2, A, SAME, 0.3, 1e-4), ValueError, "pair 3 has no angle"),
         (partial(SWEEP, [], num_pairs=4), ValueError, "at least 1 epsilon and 2 pairs"),
-        (partial(SWEEP, [1e-2], num_pairs=1), ValueError, "2 pairs.*num_pairs=1"),
-        (partial(SWEEP, [1e-2, 0], num_pairs=4), ValueError, r"\(0, 1\].*got 0"),
     ],
 )
 def test_other_input_is_refused(call: Callable, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
-
-
-def test_antipodal_latents_have_an_angle_though_many_arcs() -> None:
-    assert path_speed(_shrink, squared_l2, A, -A, 0.3, 1e-4).isfinite().all()

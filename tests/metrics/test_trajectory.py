@@ -33,12 +33,6 @@ def test_an_arc_has_the_ratio_of_its_polygon(angle: float, segments: int) -> Non
     np.testing.assert_allclose(trajectory_ratio(_arcs(math.pi / 2, 4000)), ROUND_EMBEDDING, rtol=1e-7)
 
 
-def test_a_straight_line_has_ratio_one_at_any_speed() -> None:
-    position = np.array([0, 0.1, 0.15, 0.7, 1.0])[None, :, None]
-    line = np.ones((2, 1, 4)) + position * np.arange(8.0).reshape(2, 1, 4)
-    np.testing.assert_allclose(trajectory_ratio(line), 1, rtol=1e-12)
-
-
 def test_a_linear_map_takes_the_quarter_arc_to_an_ellipse() -> None:
     """It is a quarter of an ellipse, p E(1 − q²/p²) long, over the chord √(p² + q²)."""
     p, q = 1.0, 0.3
@@ -62,7 +56,7 @@ def test_similarities_change_nothing(scale: float, seed: int) -> None:
 
 @pytest.fixture(scope="module")
 def faces() -> Generator:
-    return Generator(load_pipeline("faces32/base"), num_steps=3)
+    return Generator(load_pipeline("faces32/base"), num_steps=4)
 
 
 def _naive(generate: Generator, path: str, num_pairs: int, num_points: int, seed: int) -> tuple[list[int], np.ndarray]:
@@ -99,9 +93,8 @@ def test_the_driver_equals_a_naive_loop_on_a_real_model(faces: Generator, path: 
     assert measured.value == pytest.approx(ratios.mean(), rel=1e-5)
     assert 1 < measured.details["half_points"] < measured.value
     low, high = np.transpose(measured.details["interval"])
-    assert (low <= measured.details["value"]).all()
-    assert (measured.details["value"] <= high).all()
-    assert measured.protocol == {"path": path, "num_points": 5, "num_steps": 3}
+    assert ((low <= measured.details["value"]) & (measured.details["value"] <= high)).all()
+    assert measured.protocol == {"path": path, "num_points": 5, "num_steps": 4}
     assert (measured.n, measured.unit, measured.seed) == (3, "pairs", 4)
     assert not faces.unet.mid_block._forward_hooks
 
@@ -109,13 +102,6 @@ def test_the_driver_equals_a_naive_loop_on_a_real_model(faces: Generator, path: 
 @pytest.fixture
 def digits() -> Generator:
     return Generator(build_pipeline("digits16"), num_steps=2)
-
-
-@pytest.mark.parametrize("path", ["x_T", "x_t"])
-def test_chunks_change_nothing_but_rounding(digits: Generator, path: str) -> None:
-    options = {"num_pairs": 5, "num_points": 4, "path": path}
-    one, all_at_once = (relative_trajectory_length(digits, batch_size=b, **options).replicates for b in (1, 64))
-    np.testing.assert_allclose(all_at_once, one, rtol=1e-5)
 
 
 def test_a_map_without_a_bottleneck_is_refused(digits: Generator) -> None:
@@ -130,7 +116,6 @@ def test_a_map_without_a_bottleneck_is_refused(digits: Generator) -> None:
     ("h", "message"),
     [
         (np.zeros((2, 2, 4)), r"at least 3 points, features\); got shape \(2, 2, 4\)"),
-        (np.zeros((4, 3)), r"got shape \(4, 3\)"),
         (np.full((1, 3, 4), np.nan), "12 NaN"),
         (np.array([[[0.0], [1], [2]], [[5.0], [1], [5]]]), "path 1 ends where it begins"),
         ({"num_pairs": 1}, "num_pairs must be at least 2 .* got 1 and 3"),

@@ -1,29 +1,42 @@
-"""Paths of known factors: closed forms, generators that render, so that the answer is known, and one real model."""
+"""Paths of known factors, angles of known spans, and maps whose leading directions are known."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from torch import Tensor
 
-from isodiff.datasets.faces import FACTORS, render
-from isodiff.diffusion import load_pipeline
+from isodiff.datasets.faces import FACTORS, render, sample_factors
+from isodiff.diffusion import build_unet
 from isodiff.geometry import lerp, slerp
-from isodiff.metrics.generator import Generator, draw_latents
-from isodiff.metrics.measure import cached
-from isodiff.metrics.truth import excess_variation, factor_path_length, overshoot, path_truth, straightness
+from isodiff.metrics.generator import draw_latents, number_generator
+from isodiff.metrics.truth import (
+    decoder_alignment,
+    encoder_alignment,
+    excess_variation,
+    factor_path_length,
+    path_truth,
+    principal_angles,
+    straightness,
+    tangent_alignment,
+    tangent_space,
+)
 
-ALL = (excess_variation, overshoot, straightness, factor_path_length)
+ALL = (excess_variation, straightness, factor_path_length)
 SHAPE = (12,)
 MIX = 0.08 * torch.randn(12, 10, generator=torch.Generator().manual_seed(5))
 SIZES = {"num_pairs": 3, "num_points": 5}
+SIDE = 16
+PIXELS = 3 * SIDE**2
+SCHEDULER = DDPMScheduler()
 
 paths = arrays(
     np.float64,
@@ -53,20 +66,15 @@ def perfect(x_T: Tensor) -> Tensor:
 
 def test_a_straight_line_has_no_excess_and_straightness_one() -> None:
     assert np.allclose(excess_variation(line()), 0, atol=1e-12)
-    assert np.allclose(overshoot(line()), 0, atol=1e-12)
     assert np.allclose(straightness(line()), 1, atol=1e-12)
 
 
-def test_there_and_back_travels_the_way_twice_and_wiggles_are_no_overshoot() -> None:
+def test_there_and_back_travels_the_way_twice() -> None:
     path = np.zeros((1, 5, 2))
     path[0, :, 0] = [0.8, 0.2, -0.4, 0.2, 0.8]  # a smile that stops on the way
     path[0, :, 1] = [0.0, 0.1, 0.2, 0.3, 0.4]
     assert np.allclose(excess_variation(path), [[2.4, 0]])
-    assert np.allclose(overshoot(path), [[1.2, 0]])
     assert straightness(path) == pytest.approx(0.4 / (4 * np.hypot(0.6, 0.1)))
-    wiggle = np.array([0.0, 0.6, 0.3, 1.0])[None, :, None]
-    assert excess_variation(wiggle)[0, 0] == pytest.approx(0.6)
-    assert overshoot(wiggle)[0, 0] == 0
 
 
 @pytest.mark.parametrize("angle", [0.3, np.pi / 2, np.pi])
@@ -89,9 +97,9 @@ def test_noise_of_the_factors_adds_at_every_step() -> None:
 def test_excess_straightness_and_length_keep_their_bounds(path: np.ndarray) -> None:
     """Constant speed is the shortest way to travel; a detour goes out and comes back."""
     path = np.concatenate([path, path[:, -1:] + 1], axis=1)  # so that every path has a length
-    excess, beyond = excess_variation(path), overshoot(path)
-    assert (beyond >= 0).all()
-    assert (excess >= 2 * beyond - 1e-12).all()
+    ends = path[:, [0, -1]]
+    beyond = np.maximum(path.max(axis=1) - ends.max(axis=1), ends.min(axis=1) - path.min(axis=1))
+    assert (excess_variation(path) >= 2 * beyond - 1e-12).all()
     assert ((straightness(path) >= 0) & (straightness(path) <= 1)).all()
     length = np.linalg.norm(np.diff(path, axis=1), axis=2).sum(axis=1)
     assert (factor_path_length(path) >= length**2 * (1 - 1e-9)).all()
@@ -123,17 +131,6 @@ def test_other_shapes_and_values_are_refused(measure: type) -> None:
 # Paths of images
 
 
-def test_straight_paths_are_measured_as_straight() -> None:
-    """Lerp through a linear map is straight at constant speed: the control for everything measured here."""
-    measured = path_truth(perfect, SHAPE, interpolate=lerp, floor=False, **SIZES)
-    assert measured["factor_excess"].value < 1e-3
-    assert measured["factor_straightness"].value > 1 - 1e-3
-    assert measured["manifold_distance"].value < 1e-6
-    overshot = measured["factor_excess"].details["overshoot"]["value"]
-    assert len(overshot) == len(FACTORS)
-    assert max(overshot) < 1e-3
-
-
 def test_great_arcs_are_measured_as_the_factors_that_made_them() -> None:
     measured = path_truth(perfect, SHAPE, **SIZES)
     ends = draw_latents(SHAPE, 0, 6, seed=0, stream="paths")
@@ -141,9 +138,9 @@ def test_great_arcs_are_measured_as_the_factors_that_made_them() -> None:
     z = torch.stack(points, dim=1).numpy()
     assert excess_variation(z).mean() > 0.01  # there is something to find
     assert np.allclose(measured["factor_excess"].replicates, excess_variation(z).mean(axis=1), atol=2e-3)
-    assert np.allclose(measured["factor_excess"].details["by_factor"]["value"], excess_variation(z).mean(0), atol=5e-3)
     assert np.allclose(measured["factor_straightness"].replicates, straightness(z), atol=1e-3)
     assert np.allclose(measured["factor_path_length"].replicates, factor_path_length(z), rtol=1e-2)
+    assert measured["manifold_distance"].value < 1e-6
     for measurement in measured.values():
         assert set(measurement.details["floor"]) >= {"value", "interval"}
     assert measured["factor_excess"].details["floor"]["value"] < 1e-3
@@ -163,33 +160,11 @@ def test_noise_is_found_as_distance_and_as_floor() -> None:
     assert 1e-3 < measured["factor_excess"].details["floor"]["value"] < 0.2
 
 
-def test_a_killed_measurement_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    calls: list[int] = []
-
-    def counting(x_T: Tensor, *, fails_at: int) -> Tensor:
-        calls.append(len(x_T))
-        if len(calls) == fails_at:
-            raise KeyboardInterrupt
-        return perfect(x_T)
-
-    measure = partial(path_truth, shape=SHAPE, batch_size=3, num_pairs=3, num_points=3, floor=False)
-    with cached(tmp_path):
-        with pytest.raises(KeyboardInterrupt):
-            measure(partial(counting, fails_at=3))
-        resumed = measure(partial(counting, fails_at=-1))
-    assert calls == [3, 3, 3, 3]  # two finished, one killed, and that one again
-    for name, measurement in measure(perfect).items():
-        assert np.array_equal(measurement.replicates, resumed[name].replicates)
-
-
-def test_a_real_model_leaves_the_straight_line_and_stays_near_the_manifold() -> None:
-    generate = Generator(load_pipeline("faces32/base"), num_steps=4)
-    measured = path_truth(generate, generate.shape, num_pairs=2, num_points=4, floor=False, protocol={"num_steps": 4})
-    assert all(np.isfinite(m.value) and m.n == 2 and m.unit == "pairs" for m in measured.values())
-    assert 0.3 < measured["factor_straightness"].value < 0.999
-    assert measured["manifold_distance"].value < 0.05
-    protocol = measured["factor_excess"].protocol
-    assert protocol == {"num_points": 4, "interpolate": "slerp", "num_steps": 4}
+def test_batches_change_neither_paths_nor_their_floor() -> None:
+    whole, rows = (path_truth(perfect, SHAPE, batch_size=size, **SIZES) for size in (64, 5))
+    for name, measurement in whole.items():
+        assert np.allclose(rows[name].replicates, measurement.replicates, rtol=1e-4, atol=1e-6)
+        assert rows[name].details["floor"]["value"] == pytest.approx(measurement.details["floor"]["value"], rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -197,14 +172,135 @@ def test_a_real_model_leaves_the_straight_line_and_stays_near_the_manifold() -> 
     [
         ({"generate": lambda x: perfect(x)[:, :1]}, r"3 channels; got images of shape \(1, 32, 32\)"),
         ({"generate": lambda x: perfect(x)[:, :, :16]}, r"got images of shape \(3, 16, 32\)"),
-        ({"generate": lambda x: perfect(x)[:1]}, r"got shape \(1, 3, 32, 32\)"),
-        ({"generate": lambda x: perfect(x) * float("nan")}, "finite images"),
         ({"generate": lambda x: perfect(torch.zeros_like(x))}, "path 0 begins and ends in the same image"),
         ({"num_points": 2}, "num_points at least 3; got 3 and 2"),
-        ({"num_pairs": 1}, "num_pairs must be at least 2 and .*; got 1 and 5"),
         ({"interpolate": lambda a, b, t: lerp(a, b, t)}, "named function"),
     ],
 )
 def test_bad_input_is_refused(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         path_truth(**{"generate": perfect, "shape": SHAPE, **SIZES} | change)
+
+
+# Tangents
+
+
+@given(st.integers(0, 1000), st.integers(1, 6), st.integers(1, 6))
+def test_angles_are_the_singular_values_of_the_overlap(seed: int, p: int, q: int) -> None:
+    rng = np.random.default_rng(seed)
+    a, b = rng.standard_normal((9, p)), rng.standard_normal((9, q))
+    cosine = np.linalg.svd(np.linalg.qr(a)[0].T @ np.linalg.qr(b)[0], compute_uv=False)
+    assert np.allclose(principal_angles(a, b), np.arccos(cosine.clip(-1, 1)), atol=1e-7)
+
+
+@pytest.mark.parametrize("angle", [0.0, 1e-12, 1e-6, 0.1, 1.0, np.pi / 2])
+def test_two_lines_meet_at_their_angle(angle: float) -> None:
+    a = np.array([[3.0], [0.0], [0.0]])
+    b = -2 * np.array([[np.cos(angle)], [0.0], [np.sin(angle)]])
+    assert principal_angles(a, b)[0] == pytest.approx(angle, rel=1e-9, abs=1e-15)
+
+
+def test_rotations_scales_order_and_batches_change_nothing() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((4, 7, 3)), rng.standard_normal((4, 7, 2))
+    rotation = np.linalg.qr(rng.standard_normal((7, 7)))[0]
+    expected = principal_angles(a, b)
+    assert np.allclose(expected, [principal_angles(one, other) for one, other in zip(a, b, strict=True)])
+    assert np.allclose(principal_angles(rotation @ a, rotation @ b), expected)
+    assert np.allclose(principal_angles(a * [1e-6, 1, 1e6], b), expected)
+    assert np.allclose(principal_angles(b, a), expected)
+
+
+def test_tangent_space_is_the_derivative_of_the_renderer(generator: torch.Generator) -> None:
+    z = 0.9 * sample_factors(2, generator=generator, dtype=torch.float64)
+    columns = tangent_space(z, SIDE)
+    assert columns.shape == (2, PIXELS, len(FACTORS))
+    step = 1e-5
+    for index in range(len(FACTORS)):
+        shift = step * torch.eye(len(FACTORS), dtype=z.dtype)[index]
+        difference = (render(z + shift, SIDE) - render(z - shift, SIDE)).flatten(1) / (2 * step)
+        torch.testing.assert_close(columns[:, :, index], difference, rtol=1e-4, atol=1e-5)
+    corners = torch.tensor([[-1.0] * 10, [1.0] * 10], dtype=torch.float64)
+    assert (torch.linalg.matrix_rank(tangent_space(corners, SIDE)) == 10).all()
+
+
+def test_a_decoder_that_renders_is_aligned(generator: torch.Generator) -> None:
+    """The columns of its Jacobian are combinations of ∂render/∂z: one space, all angles zero."""
+    mix = 0.03 * torch.randn(40, 10, generator=generator)
+    measured = decoder_alignment(lambda x: render((x @ mix).clamp(-1, 1), SIDE), (40,), num_latents=2)
+    assert measured.value > 0.999
+    assert max(measured.details["angles"]["value"]) < 2.5
+    assert measured.details["error"] < 1e-6
+    assert measured.details["chance"] == pytest.approx(10 / PIXELS)
+    assert measured.n == 2
+
+
+def test_prescribed_directions_have_their_energy(generator: torch.Generator) -> None:
+    """Of the two leading directions one lies in the tangent space, the other is orthogonal to it."""
+    z = 0.5 * sample_factors(1, generator=generator)
+    face = render(z, SIDE)
+    basis = torch.linalg.qr(torch.cat([tangent_space(z, SIDE)[0], torch.randn(PIXELS, 1, generator=generator)], 1))[0]
+    inside, outside = basis[:, 3], basis[:, 10]
+
+    def plane(x: Tensor) -> Tensor:
+        moved = 2e-6 * x[:, :1] * inside + 1e-6 * x[:, 1:2] * outside + 1e-9 * x[:, 2:3] * basis[:, 4]
+        return face + moved.reshape(-1, 3, SIDE, SIDE)
+
+    assert decoder_alignment(plane, (400,), k=1, num_latents=2).value == pytest.approx(1, abs=2e-3)
+    both = decoder_alignment(plane, (400,), k=2, num_latents=2)
+    assert both.value == pytest.approx(0.5, abs=2e-3)
+    assert both.details["energy"]["value"] == pytest.approx([1, 0], abs=2e-3)
+    assert both.details["angles"]["value"] == pytest.approx([0, 90], abs=3)
+
+
+def test_an_encoder_that_sees_the_factors_only_is_aligned_and_one_that_sees_all_alike_at_chance() -> None:
+    draws = [number_generator(0, "tangent faces", index) for index in range(2)]
+    columns = tangent_space(torch.cat([sample_factors(1, generator=draw) for draw in draws]), SIDE)
+    for t in (0, 600):
+        measured = encoder_alignment(
+            lambda x: torch.einsum("bnk,bn->bk", columns, x.flatten(1)), SCHEDULER, t, SIDE, num_faces=2
+        )
+        assert measured.value > 0.999
+        assert measured.protocol["t"] == t
+    measured = encoder_alignment(lambda x: 2 * x, SCHEDULER, 300, SIDE, num_faces=8)
+    assert measured.details["chance"] == pytest.approx(10 / (PIXELS - 1))
+    assert measured.value == pytest.approx(10 / (PIXELS - 1), rel=0.2)
+
+
+def test_the_batch_does_not_matter() -> None:
+    weights = torch.randn(PIXELS, 12, generator=torch.Generator().manual_seed(2))
+    sizes = {"num_faces": 3, "k": 3, "tolerance": 1e-4}
+    whole, rows = (
+        encoder_alignment(lambda x: x.flatten(1) @ weights, SCHEDULER, 100, SIDE, batch_size=size, **sizes)
+        for size in (8, 1)
+    )
+    assert np.allclose(whole.replicates, rows.replicates, atol=1e-4)
+
+
+COUNTS = {"num_latents": 2, "num_steps": 2}
+E = np.eye(5)[:, :2]
+encode = partial(encoder_alignment, lambda x: x, SCHEDULER, resolution=SIDE, num_faces=2)
+decode = partial(decoder_alignment, lambda x: x, num_latents=2)
+
+
+@pytest.mark.parametrize(
+    ("measure", "message"),
+    [
+        (lambda: principal_angles(E, np.ones((5, 2))), "linearly independent"),
+        (lambda: principal_angles(E, E * [1, 0]), "linearly independent"),
+        (lambda: principal_angles(E, E[:4]), r"one space; got shapes \(5, 2\) and \(4, 2\)"),
+        (lambda: principal_angles(E.T, E), r"got shape \(2, 5\)"),
+        (lambda: principal_angles(E, np.full((5, 2), np.nan)), "finite"),
+        (
+            lambda: tangent_alignment(build_unet("digits16"), SCHEDULER, num_latents=2, t=4, num_steps=2),
+            r"\(1, 16, 16\)",
+        ),
+        (lambda: decode((3, SIDE, SIDE), num_latents=1), "at least 2 latents and a batch of 1 are needed; got 1 and 4"),
+        (lambda: decode((1, SIDE, SIDE)), r"got torch.float32 of shape \(2, 1, 16, 16\)"),
+        (lambda: encode(t=1000), "integer steps 0 to 999; got 1000"),
+        (lambda: encode(t=0, k=800), "k must be between 1 and 767"),
+    ],
+)
+def test_bad_spans_and_alignments_are_refused(measure: Callable, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        measure()

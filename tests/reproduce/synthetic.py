@@ -50,7 +50,7 @@ def write_records(folder: Path, draw: Draw, *, names: Iterable[str] = (), num_se
     """Write the records of some experiments (all by default) and of the first seeds."""
     for file in sorted(SHIPPED.glob("*/*-seed*.json")):
         arm, seed = file.stem.split("-seed")
-        run = Run(file.parent.name, int(seed), arm)
+        run = Run(file.parent.name, int(seed), arm, {})
         if run.seed < num_seeds and (not names or run.experiment in names):
             path = folder / run.file
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from types import SimpleNamespace
 
@@ -11,7 +10,6 @@ import pytest
 import torch
 
 from isodiff.reproduce import programs
-from isodiff.reproduce.claims import PROFILES, Program, experiments
 from isodiff.reproduce.endpoints import load_run
 from isodiff.reproduce.programs import PROGRAMS, cost, shell, trace
 
@@ -22,14 +20,6 @@ SMALL = {
     "trace": {"num_repeats": 20, "size": 16},
     "shell": {"num_images": 8, "resolution": 16},
 }
-
-
-@pytest.mark.parametrize("profile", PROFILES)
-def test_every_profile_tells_them_what_they_take(profile: str) -> None:
-    told = [found for found in experiments(profile).values() if isinstance(found, Program)]
-    assert {program.function for program in told} == set(PROGRAMS)
-    for program in told:
-        inspect.signature(PROGRAMS[program.function]).bind(0, **program.options)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -61,13 +51,6 @@ def test_noisy_images_have_nearly_the_radius_of_noise() -> None:
     assert values["thickness_excess"] > -0.5
 
 
-def test_a_step_with_the_term_costs_more() -> None:
-    values = cost(0, resolution=16, batch_size=4, repeats=2)
-    assert set(values) == set(load_run(SHIPPED / "cost" / "run-seed0.json")["values"])
-    assert values["step_ratio"] > 1
-    assert values["row_ratio"] > 1
-
-
 def test_costs_are_medians_after_a_warm_up_and_the_last_is_that_of_a_quarter_of_the_rows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -85,5 +68,6 @@ def test_costs_are_medians_after_a_warm_up_and_the_last_is_that_of_a_quarter_of_
     monkeypatch.setattr(programs, "geometry", term)
     monkeypatch.setattr(programs, "diffusion", plain)
     values = cost(0, resolution=16, batch_size=8, repeats=5)
+    assert set(values) == set(load_run(SHIPPED / "cost" / "run-seed0.json")["values"])
     assert calls == 6 * ["dsm", "term on 8 rows", "term on 2 rows"], "interleaved"
     assert values == {"dsm_seconds": 2.0, "term_seconds": 8.0, "step_ratio": 3.0, "row_ratio": 1.5}

@@ -21,13 +21,6 @@ close = partial(pytest.approx, rel=1e-6, abs=1e-12)
 REPRODUCED, NOT, UNDERPOWERED = "reproduced", "not reproduced", "underpowered"
 
 
-def estimate(mean: float, reach: float, seeds: int = 5) -> Estimate:
-    """Return an estimate whose interval is mean ± reach, by values of that mean and scatter."""
-    shape = np.linspace(-1, 1, seeds)
-    error = reach / stats.t.ppf(0.975, seeds - 1)
-    return Estimate.of(mean + shape / shape.std(ddof=1) * error * math.sqrt(seeds))
-
-
 def one_sided(values: list[float], bound: float, alternative: str) -> float:
     """Return the p-value of Student's one-sided test, by hand."""
     t = (np.mean(values) - bound) / (np.std(values, ddof=1) / math.sqrt(len(values)))
@@ -58,43 +51,6 @@ def test_verdicts_err_no_more_often_than_one_time_in_forty() -> None:
     ):
         verdicts = [rule.decide(Estimate.of(truth + values))[0] for values in noise]
         assert verdicts.count(wrong) / len(noise) < most, rule
-
-
-@pytest.mark.parametrize(
-    ("rule", "mirrored", "mean", "reach", "verdict"),
-    [
-        *[
-            (Effect(1, 0.2), Effect(-1, 0.2), *outcome)
-            for outcome in (
-                (0.3, 0.29, REPRODUCED),  # [0.01, 0.59]: an effect, and θ is not left out
-                (0.3, 0.31, UNDERPOWERED),  # [−0.01, 0.61] holds no effect, and θ
-                (0.0, 0.19, NOT),
-                (0.0, 0.21, UNDERPOWERED),
-                (0.1, 0.09, NOT),  # [0.01, 0.19]: an effect, but smaller than any that counts
-                (-0.5, 0.1, NOT),  # the other way
-                (-0.5, 0.8, UNDERPOWERED),
-            )
-        ],
-        *[
-            (Within(0.0, 0.3), Within(-0.3, 0.0), *outcome)
-            for outcome in (
-                (0.1, 0.099, REPRODUCED),
-                (0.1, 0.101, UNDERPOWERED),  # passes the low bound
-                (0.2, 0.099, REPRODUCED),
-                (0.2, 0.101, UNDERPOWERED),  # passes the high bound
-                (0.5, 0.199, NOT),
-                (0.5, 0.201, UNDERPOWERED),
-                (0.15, 1.0, UNDERPOWERED),  # holds both bounds
-            )
-        ],
-    ],
-)
-def test_the_three_outcomes(
-    rule: Effect | Within, mirrored: Effect | Within, mean: float, reach: float, verdict: str
-) -> None:
-    for one, sign in ((rule, 1), (mirrored, -1)):
-        found, p = one.decide(estimate(sign * mean, reach))
-        assert (found, p == 1.0) == (verdict, verdict == UNDERPOWERED)
 
 
 def test_values_without_scatter_are_decided_at_the_boundaries_too() -> None:
@@ -160,31 +116,14 @@ def test_the_textbook_example_and_that_undecided_claims_make_it_harder() -> None
 
 
 @pytest.mark.parametrize(
-    ("rule", "unit", "text"),
-    [
-        (Effect(-1, math.log(2)), "%", "counts from -50 %"),
-        (Effect(1, 0.25), "nats", "counts from +0.25 nats"),
-        (Within(-0.02, 0.02), "%", "allowed from -2 to +2 %"),
-        (Within(-1.0, math.log(1.25)), "%", "allowed up to +25 %"),
-        (Within(-0.01, math.log(2)), "log", "allowed up to 2 times"),
-        (Within(0.0, 1.25), "times", "allowed up to 1.25 times"),
-        (Within(-0.01, 0.01), "part", "allowed from -0.01 to +0.01 part"),
-        (Within(0.97, 1.03), "", "allowed from 0.97 to 1.03"),
-    ],
-)
-def test_rules_in_words(rule: Effect | Within, unit: str, text: str) -> None:
-    assert rule.text(unit) == text
-
-
-@pytest.mark.parametrize(
     ("make", "numbers", "message"),
     [
         (Estimate.of, [[]], "needs at least 2 finite numbers, one a seed; got []"),
-        (Estimate.of, [[0.5]], "got [0.5]"),
         (Estimate.of, [[0.5, math.nan]], "got [0.5, nan]"),
         (Estimate.of, [[[0.5, 0.25]]], "got [[0.5, 0.25]]"),
-        (Effect, [0, 0.1], "sign must be -1 or 1 and smallest at least 0; got 0 and 0.1"),
-        (Effect, [-1, math.nan], "got -1 and nan"),
+        (Effect, [0, 0.1], "should be -1 or 1 [type=literal_error, input_value=0"),
+        (Effect, [-1, -0.1], "should be greater than or equal to 0"),
+        (Effect, [-1, math.nan], "should be a finite number"),
         (Within, [0.5, 0.5], "low must be below high; got 0.5 and 0.5"),
         (Within, [math.nan, 0.5], "got nan and 0.5"),
     ],

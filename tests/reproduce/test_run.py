@@ -9,21 +9,21 @@ from pathlib import Path
 import pytest
 
 from isodiff.metrics import git_revision
-from isodiff.reproduce.claims import Arm, Experiment, Pretraining, experiments
+from isodiff.reproduce.claims import Arm, Experiment, experiments
 from isodiff.reproduce.endpoints import FORMAT, load_run, observe, seeds_of
 from isodiff.reproduce.programs import PROGRAMS
-from isodiff.reproduce.run import Place, Run, execute, is_done, reproduce, runs_of, settings_of
+from isodiff.reproduce.run import Place, execute, is_done, reproduce, runs_of
 
-TRACE, PROGRAM = Run("trace", 0, "run"), experiments("smoke")["trace"]
+PROGRAM = experiments("smoke")["trace"]
+TRACE = runs_of({"trace": PROGRAM})[0]
 TINY = Experiment(
-    question="Does a run go on where it stopped?",
     dataset="faces",
-    base=Pretraining(architecture="faces16", config={"num_steps": 1, "batch_size": 2}),
+    base={"architecture": "faces16", "config": {"num_steps": 1, "batch_size": 2}},
     config={"num_steps": 2, "batch_size": 2, "normalize": True, "lambda_iso": 1e-2, "p": 0.0},
     arms={
-        "base": Arm(families=("anisotropy",)),
-        "isometric": Arm(changes={}, families=("anisotropy",), sizes={"num_anisotropy": 4}),
-        "impossible": Arm(changes={"num_steps": 0}, families=("anisotropy",)),
+        "base": Arm(families=["anisotropy"]),
+        "isometric": Arm(changes={}, families=["anisotropy"], sizes={"num_anisotropy": 4}),
+        "impossible": Arm(changes={"num_steps": 0}, families=["anisotropy"]),
     },
     sizes={"spectrum_times": [600, 800], "num_anisotropy": 3},
     seeds=1,
@@ -40,41 +40,31 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
     return {str(file.relative_to(folder)): (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
 
 
-def test_runs_are_every_arm_of_every_seed_and_settings_what_decides_them() -> None:
-    two = dataclasses.replace(TINY, seeds=2)
-    assert runs_of({"tiny": two}) == [Run("tiny", seed, arm) for seed in (0, 1) for arm in TINY.arms]
-    assert settings_of(Run("tiny", 1, "isometric"), two) == {
-        "dataset": "faces",
-        "base": {"architecture": "faces16", "config": {"num_steps": 1, "batch_size": 2}},
-        "config": {"num_steps": 2, "batch_size": 2, "normalize": True, "lambda_iso": 1e-2, "p": 0.0},
-        "families": ["anisotropy"],
-        "sizes": {"spectrum_times": [600, 800], "num_anisotropy": 4},
-        "seed": 1,
-    }
-    assert settings_of(Run("tiny", 0, "base"), TINY)["config"] is None
-
-
 def test_photographs_are_named_where_they_are_opened_and_not_in_records() -> None:
     photos, there = experiments("gpu")["photos64"], Place("gpu", Path("a"), Path("b"), photographs="/home/x")
-    assert settings_of(Run("photos64", 0, "base"), photos)["dataset"] == "photographs"
-    assert (there.dataset(photos), there.dataset(TINY)) == ("folder:/home/x", "faces")
+    one, other = (runs_of({"one": experiment})[0] for experiment in (photos, TINY))
+    assert (one.settings["dataset"], there.dataset(one), there.dataset(other)) == (
+        "photographs",
+        "folder:/home/x",
+        "faces",
+    )
 
 
 def test_a_run_is_a_whole_record_and_never_done_twice(place: Place) -> None:
     """An unfinished file never counts; a base by name is measured as it is, and nothing is trained."""
     named = dataclasses.replace(TINY, base="digits16/base", dataset="digits", arms={"base": TINY.arms["base"]})
-    base, unfinished = Run("named", 0, "base"), place.output / "trace" / ".run-seed0.json.1.partial"
+    base, unfinished = runs_of({"named": named})[0], place.output / "trace" / ".run-seed0.json.1.partial"
     unfinished.parent.mkdir(parents=True)
     unfinished.write_text('{"format": ')
     assert seeds_of(place.output, "trace", "run") == []
-    execute(TRACE, PROGRAM, place)
-    execute(base, named, place)
+    execute(TRACE, place)
+    execute(base, place)
     unfinished.unlink()
     written = contents(place.output)
     assert set(written) == {"trace/run-seed0.json", "named/base-seed0.json"}
     body = load_run(place.output / TRACE.file)
     assert body["format"] == FORMAT
-    assert body["run"] == {**dataclasses.asdict(TRACE), "settings": settings_of(TRACE, PROGRAM), "profile": "smoke"}
+    assert body["run"] == {**dataclasses.asdict(TRACE), "profile": "smoke"}
     assert body["values"] == PROGRAMS["trace"](0, **PROGRAM.options)
     assert {"torch", "isodiff"} <= body["versions"].keys()
     assert body["revision"] == git_revision()
@@ -105,8 +95,8 @@ def test_trainings_start_from_their_base_and_go_on_where_they_stopped(place: Pla
     assert all(value > 0 for name in ("dsm", "anisotropy") for value in body["curves"][name])
 
     (place.output / isometric.file).unlink()
-    assert not is_done(isometric, possible, place)
-    execute(isometric, possible, place)
+    assert not is_done(isometric, place)
+    execute(isometric, place)
     assert (place.output / isometric.file).read_bytes() == records[str(isometric.file)][0]
     assert contents(place.work / "models") == models, "a model that is there is not trained again"
 
@@ -121,7 +111,7 @@ def test_trainings_start_from_their_base_and_go_on_where_they_stopped(place: Pla
 
 
 def test_a_record_made_with_other_settings_or_damaged_is_refused_by_name(place: Place) -> None:
-    execute(TRACE, PROGRAM, place)
+    execute(TRACE, place)
     before = contents(place.output)
     other = {"trace": dataclasses.replace(PROGRAM, options={"num_repeats": 8, "size": 4})}
     message = r"trace/run-seed0\.json was made with other settings \(options\); choose another output, or delete it"
@@ -136,11 +126,5 @@ def test_a_record_made_with_other_settings_or_damaged_is_refused_by_name(place: 
 def test_a_number_that_is_not_finite_is_no_record(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PROGRAMS, "trace", lambda seed, **options: {"slope": float("nan")})
     with pytest.raises(ValueError, match="nan"):
-        execute(TRACE, PROGRAM, place)
+        execute(TRACE, place)
     assert contents(place.output) == {}
-
-
-def test_fewer_than_one_job_is_refused_before_anything_is_made(place: Place) -> None:
-    with pytest.raises(ValueError, match="jobs must be at least 1; got 0"):
-        reproduce({"trace": PROGRAM}, place, jobs=0)
-    assert not place.output.exists()

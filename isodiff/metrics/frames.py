@@ -1,0 +1,148 @@
+r"""How evenly a morph changes: statistics of the distances between adjacent frames, whatever made the frames.
+
+With frames x₀ … x_N of a pair of images a and b, d the LPIPS distance, dᵢ = d(xᵢ₋₁, xᵢ) and d̄ their mean,
+
+    PPL = Σ dᵢ, or as a mean d̄ = Σ dᵢ / N        PDV = √(Σ (dᵢ − d̄)² / N)        largest step = max dᵢ
+    jerkiness = max dᵢ / d̄ = N max dᵢ / Σ dᵢ     end distance = (d(x₀, a) + d(x_N, b)) / 2
+
+(PPL and PDV of frames: Saito and Matsubara 2025). Jerkiness has no scale: 1 at constant speed, N for one jump, whatever
+the length. Over n pairs each is a mean with Student's interval, m ± t(0.975; n − 1) s / √n. As LPIPS is of second order
+in a small change, twice as many frames about halve the sum and quarter the mean: compare at equal N, size and network.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from scipy.stats import t as student
+from torch import Tensor
+from tqdm import tqdm
+
+from isodiff.datasets import Morph, open_morphs
+from isodiff.files import resolve_device
+from isodiff.metrics import Record, git_revision, perceptual_distance, versions
+from isodiff.metrics.interpolation import smoothness
+from isodiff.metrics.measure import Arrays, Measurement, content_digest, over_points
+from isodiff.metrics.networks import Net
+from isodiff.metrics.path_length import Distance, describe, measure_all
+
+DEFINITIONS = {
+    "ppl_sum": "sum of the distances of adjacent frames",
+    "ppl_mean": "mean of the distances of adjacent frames: the sum over the number of steps N",
+    "pdv": "standard deviation of the distances of adjacent frames, N in the denominator",
+    "largest_step": "largest distance of adjacent frames",
+    "jerkiness": "largest over mean distance of adjacent frames: 1 at constant speed, N for one jump, without scale",
+    "end_distance": "mean distance of the end frames to their originals, cut centrally and resized to the frames",
+}
+CAUTIONS = {
+    "network": "distances on AlexNet and on VGG differ by a factor, and so do versions of LPIPS",
+    "resolution": "the same paths at another size, or cut or compressed otherwise, have other distances",
+    "sum or mean": "papers call both PPL; here both are given, and the sum is N times the mean",
+    "frames a path": "LPIPS is of second order: twice the frames, about half the sum and a quarter of the mean",
+    "denominator": "PDV with N − 1 is larger by √(N / (N − 1)); others give the variance",
+}
+
+
+def frame_statistics(distances: ArrayLike) -> dict[str, float]:
+    """Return PPL as sum and mean, PDV, largest step and jerkiness of one path's adjacent distances, (N,) with N ≥ 1."""
+    d = np.asarray(distances, dtype=float)
+    steps = {name: float(value[0]) for name, value in smoothness(d[None])._asdict().items()}
+    spread = {"pdv": math.sqrt(steps["variance"]), "largest_step": steps["maximum"], "jerkiness": steps["jerkiness"]}
+    return {"ppl_sum": float(d.sum()), "ppl_mean": steps["mean"], **spread}
+
+
+def student_interval(values: ArrayLike) -> tuple[float, float] | None:
+    """Return the 95 % interval of the mean of independent values, ``m ± t(0.975; n − 1) s / √n``; None if n is 1."""
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        return None
+    mean, reach = values.mean(), student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    return float(mean - reach), float(mean + reach)
+
+
+def pair_distances(pairs: Tensor, distances: Mapping[str, Distance]) -> Arrays:
+    """Return by name the distances (n,) of n pairs of images (n, 2, 3, H, W) in uint8."""
+
+    @torch.no_grad()
+    def compute(some: Tensor, start: int) -> Arrays:
+        first, second = (some.float() / 127.5 - 1).unbind(1)
+        return measure_all(distances, first, [second])
+
+    size = max(1, 2**17 // pairs[0, 0, 0].numel())  # VGG has 64 numbers a pixel, and more behind
+    found = over_points(compute, pairs, size=size, what="frames", version=1, distances=describe(distances))
+    return {name: found[f"distance {name}"][:, 0] for name in distances}
+
+
+def evaluate_frames(
+    folders: Sequence[str | Path],
+    *,
+    originals: str | Path | None = None,
+    resolution: int | None = None,
+    nets: Sequence[Net] = get_args(Net),
+    name: str = "frames",
+    device: str = "auto",
+    progress: bool = False,
+) -> Record:
+    """Measure paths that lie as frames in folders, one a pair, or in one folder with a sub-folder a pair.
+
+    Folders, `originals` and `resolution` are those of `open_morphs`, which checks every image before a network is
+    loaded; `name` is what the record calls the frames. It has ``<statistic>_<net>`` for the keys of `DEFINITIONS`, a
+    replicate a pair, and the steps of each path in the details of ``ppl_sum``. Inside `cached` finished work is kept.
+    """
+    morphs, place = open_morphs(folders, originals=originals, resolution=resolution), resolve_device(device)
+    distances = {net: perceptual_distance(net, device=place) for net in nets}
+    found: dict[str, list[np.ndarray]] = {net: [] for net in nets}
+    digests, known = [], []
+    for morph in tqdm(morphs, desc="frames", unit="pair", disable=not progress):
+        frames = morph.load()
+        digests.append(content_digest(frames))
+        pairs = torch.stack([frames[:-1], frames[1:]], 1)
+        if morph.originals:  # to each end its own, then the other's
+            ends = morph.load_originals()
+            known.append(content_digest(ends))
+            pairs = torch.cat([pairs, torch.stack([frames[[0, -1, 0, -1]], ends[[0, 1, 1, 0]]], 1)])
+        for net, d in pair_distances(pairs, distances).items():
+            found[net].append(d)
+    protocol, measured = _protocol(morphs, resolution), {}
+    for net, described in describe(distances).items():
+        steps = [d[: len(morph.frames) - 1] for morph, d in zip(morphs, found[net], strict=True)]
+        rows = [frame_statistics(d) for d in steps]
+        values = {key: np.array([row[key] for row in rows]) for key in rows[0]}
+        details = {"ppl_sum": {"steps": {m.name: d.round(9).tolist() for m, d in zip(morphs, steps, strict=True)}}}
+        if known:
+            first, last, *crossed = np.stack([d[-4:] for d in found[net]]).T
+            values["end_distance"] = (first + last) / 2
+            details["end_distance"] = {"first": first.round(9).tolist(), "last": last.round(9).tolist()}
+            for morph in np.array(morphs)[sum(crossed) < first + last]:
+                order = " and ".join(path.name for path in morph.originals)
+                warnings.warn(f"{morph.name} runs from the second of its originals {order} to the first", stacklevel=2)
+        for key, column in values.items():
+            fields = {"unit": "pairs", "n": len(column), "seed": 0, "details": details.get(key, {})}
+            fields["protocol"] = {**described, "definition": DEFINITIONS[key], **protocol}
+            fields |= {"interval": student_interval(column), "replicates": column if len(column) > 1 else None}
+            measured[f"{key}_{net}"] = Measurement(name=key, value=float(column.mean()), **fields)
+    left_out = {} if len(morphs) > 1 else {"interval": "there is one pair; give two or more"}
+    if not known:
+        left_out["end_distance"] = "no originals are given; name their folder with --originals"
+    settings = {"pairs": [morph.facts for morph in morphs], "what makes papers' numbers differ": CAUTIONS}
+    facts = {"dataset": f"originals {content_digest(*known)[:12]}" if known else "no originals", "device": place.type}
+    facts |= {"model": name, "digest": content_digest(*digests), "profile": "frames", "seed": 0, "settings": settings}
+    return Record(**facts, versions=versions(), revision=git_revision(), measurements=measured, left_out=left_out)
+
+
+def _protocol(morphs: Sequence[Morph], resolution: int | None) -> dict[str, Any]:
+    """Return what decides the numbers beside the pixels; only numbers of one protocol compare in pairs."""
+    alike = [{key: morph.facts[key] for key in ("pair", "frames", "size")} for morph in morphs]
+    return {
+        **{key: sorted({one[key] for one in alike}) for key in ("frames", "size")},
+        "resize": "none" if resolution is None else f"central square, Lanczos, to {resolution} pixels",
+        "pairs": content_digest(*map(str, alike))[:12],
+        "interval": "Student's t over pairs, 95 %",
+    }

@@ -1,0 +1,15 @@
+"""Seeded tensors that the tests of the geometry share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def times(a: Tensor, v: Tensor) -> Tensor:
+    """Return matrices (B, m, n) times rows (B, *S), (B, m)."""
+    return (a @ v.flatten(1)[..., None])[..., 0]
