@@ -6,11 +6,7 @@ takes mean and variance for constants there. Composed of elementary operations i
 
 The number ``⟨g, w * x⟩`` is linear in the output covector ``g``, the kernel ``w`` and the input ``x``: the convolution
 ``w * x``, its input gradient and its kernel gradient are the three faces of one trilinear form, and the derivatives of
-<<<<<<< HEAD:isodiff/geometry/convolution.py
-each are the other two. Written that way, a backward pass of any order calls the library's own gradient kernels;
-=======
 each are the other two. Written that way, a backward pass of any order calls the library's own gradient kernels, where
->>>>>>> n16:isodiff/geometry/layers.py
 PyTorch writes the kernel gradient of a backward pass as a convolution whose *kernel* is a whole image, which is slow.
 """
 
