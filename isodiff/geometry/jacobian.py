@@ -69,7 +69,9 @@ class Linearisation:
                 return torch.autograd.grad(output, argument, covector, **options)[0]
         except RuntimeError as error:  # of fused attention, of layers recomputed, of an operation without derivative
             reason = str(error).partition("\n")[0].rstrip(".")
-            raise RuntimeError(f"f has no products by double backward ({reason}); take differences") from error
+            raise RuntimeError(
+                f"f has no products by double backward ({reason}); take the loss with route='differences'"
+            ) from error
         finally:
             self._layers.inputs_only = self._layers.zero_covector = False
 

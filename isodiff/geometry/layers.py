@@ -110,7 +110,9 @@ def require_twice_differentiable(y: Tensor) -> None:
             continue
         seen.add(node)
         if (layer := _UNSUITABLE.get(node.name())) is not None:
-            raise ValueError(f"f has no products by double backward: it contains {layer}, or take differences")
+            raise ValueError(
+                f"f has no products by double backward: it contains {layer}, or take the loss with route='differences'"
+            )
         waiting += [below for below, _ in node.next_functions]
 
 
