@@ -279,7 +279,7 @@ def _open_unet(path: Path, scheduler: SchedulerMixin | None) -> DDPMPipeline:
     if (path / "unet_ema").is_dir() and folder != path:
         warnings.warn(f"{path}: opening unet; its moving average is opened by {path / 'unet_ema'}", stacklevel=3)
     if scheduler is None:
-        places = [place / "scheduler" / "scheduler_config.json" for place in (path, path.parent)]
+        places = [place / "scheduler" / "scheduler_config.json" for place in (path, *path.resolve().parents[:2])]
         if (stored := next(filter(Path.is_file, places), None)) is not None:
             scheduler = getattr(diffusers, json.loads(stored.read_text())["_class_name"]).from_pretrained(stored.parent)
         else:
