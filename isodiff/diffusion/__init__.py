@@ -5,7 +5,7 @@ import lazy_loader
 _NAMES = {
     "autoencoder": "load_autoencoder train_autoencoder",
     "config": "AttributeConfig AutoencoderConfig FinetuneConfig",
-    "finetune": "TrainingState checkpointing train",
+    "finetune": "TrainingState train",
     "hspace": "bottleneck_hook bottleneck_shape check_encoder check_latents encode",
     "injection": "blend inject",
     "inversion": "NoiseLevel invert",
@@ -15,6 +15,7 @@ _NAMES = {
     "process": "NoiseSchedule ddim_invert ddim_sample ddim_trajectory dsm_loss",
     "prompt": "open_model with_prompt",
     "run_folder": "CHECKPOINTS RECORD Checkpoint TrainingInterrupted read_record require_same_run stop_signals",
+    "terms": "checkpointing",
     "training": "accelerator_for derived_seed seeded",
 }
 __getattr__, __dir__, __all__ = lazy_loader.attach(

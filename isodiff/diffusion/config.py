@@ -19,6 +19,13 @@ Times = Literal["late", "early", "variance"]
 Metric = Literal["stereographic", "chart_identity", "euclidean"]
 Estimator = Literal["ratio", "unbiased", "jackknife", "per_row"]
 Route = Literal["double_backward", "differences"]
+Target = Literal["encoder", "denoiser", "sampler", "smooth"]
+
+# what has no meaning for a target
+_IDLE = {
+    "sampler": ("p", "regularize_times"),
+    "smooth": ("p", "regularize_times", "normalize", "metric", "num_probes", "estimator", "isometry_route"),
+}
 
 
 class Settings:
@@ -45,6 +52,10 @@ class FinetuneConfig(Settings):
     lr_scheduler: Literal["constant", "cosine"] = "constant"  # course of the learning rate after its warm-up
     warmup_steps: Natural = 0  # of linear warm-up of the learning rate
     lambda_iso: Weight = 1e-4  # weight of the isometry term; 0 is plain training, the control
+    # map that the term is of: encoder x_t to H (the paper), denoiser x_t to the estimate of x_0, sampler x_T to x_0; or
+    # smooth, Smooth Diffusion's penalty on the estimate of x_0
+    target: Target = "encoder"
+    sampler_steps: Count = 4  # of DDIM, of the target sampler
     normalize: bool = False  # multiply lambda_iso by the rank: it then weighs the anisotropy, comparable across sizes
     p: Share = 0.5  # share of the T diffusion steps that is not regularised
     regularize_times: Times = "late"  # t + 1 > pT (Eq. 7); early: T - t > pT; variance: late, weighted by 1 - alpha_bar
@@ -68,6 +79,9 @@ class FinetuneConfig(Settings):
         passes = self.gradient_accumulation_steps
         if self.estimator in ("unbiased", "jackknife") and self.num_probes < 2:
             raise ValueError(f"num_probes must be at least 2 for the {self.estimator} estimator; got {self.num_probes}")
+        for name in _IDLE.get(self.target, ()):
+            if (value := getattr(self, name)) != (default := type(self).__dataclass_fields__[name].default):
+                raise ValueError(f"{name} must be {default!r} for the target {self.target}; got {value!r}")
         if self.estimator != "ratio" and passes > 1:
             raise ValueError(f"gradient_accumulation_steps must be 1 for the {self.estimator} estimator; got {passes}")
 

@@ -11,7 +11,9 @@ _NAMES = {
     "vjp",
     "riemann": "DensityMetric PullbackMetric TangentialMetric",
     "rivals": "density_path noise_diffusion norm_aware_path",
+    "layers": "recomputed",
     "scores": "AnalyticScore GaussianMixture LowRankGaussian NoisyShell c_arc curve helix two_moons",
+    "smooth": "pulled_lengths smooth_loss smooth_loss_share updated_average",
     "sphere": "combine conformal_factor expected_radius inverse_stereographic lerp move project_to_tangent "
     "require_batch require_same_shape slerp stereographic transport",
     "trace": "TraceEstimate hutchinson sample_probes",

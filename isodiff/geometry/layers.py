@@ -14,14 +14,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import Function, FunctionCtx
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 # what autograd's graph calls an operation that double backward gets wrong or refuses, and the remedy
 _UNSUITABLE = {
@@ -34,12 +38,16 @@ _UNSUITABLE = {
 class RowByRow(TorchFunctionMode):
     """Refuse layers that mix the rows of a batch: normalisation over it, before any running statistic moves."""
 
+    active: ClassVar[RowByRow | None] = None
+
     def __enter__(self) -> RowByRow:
         self._hook = register_module_forward_pre_hook(_refuse_batch_norm)
+        self._before, RowByRow.active = RowByRow.active, self
         return super().__enter__()
 
     def __exit__(self, *error: object) -> None:
         self._hook.remove()
+        RowByRow.active = self._before
         super().__exit__(*error)
 
     def __torch_function__(self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None) -> object:
@@ -114,6 +122,27 @@ def require_twice_differentiable(y: Tensor) -> None:
                 f"f has no products by double backward: it contains {layer}, or take the loss with route='differences'"
             )
         waiting += [below for below, _ in node.next_functions]
+
+
+def recomputed(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return f(x) and keep x alone of it: backward passes of any order evaluate f again, with the same layers."""
+    return checkpoint(f, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _Again(RowByRow.active)))
+
+
+class _Again:
+    """The layers under which f was evaluated, entered anew at each evaluation: their block is over by then."""
+
+    def __init__(self, layers: RowByRow | None) -> None:
+        self.layers = layers
+
+    def __enter__(self) -> None:
+        self.stack = ExitStack()
+        if isinstance(self.layers, TwiceDifferentiable):
+            self.stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        self.stack.enter_context(self.layers or nullcontext())
+
+    def __exit__(self, *error: object) -> None:
+        self.stack.close()
 
 
 def _normalise(x: Tensor, dims: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from isodiff.datasets.faces import FacesDataset
 from isodiff.diffusion import FinetuneConfig, TrainingState, build_pipeline, checkpointing, dsm_loss, encode
-from isodiff.diffusion.finetune import Terms, draw_regularised_step, finetune
+from isodiff.diffusion.finetune import finetune
+from isodiff.diffusion.terms import Terms, draw_regularised_step
 from isodiff.diffusion.training import TrainingStep
 from isodiff.geometry import estimate_loss, exact_isometry_loss, isometry_loss, sample_probes, trace_samples
 

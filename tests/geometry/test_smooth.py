@@ -1,0 +1,33 @@
+"""Smooth Diffusion's penalty: lengths of a known Jacobian, its floor, and shares whose gradients add up to its own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from isodiff.geometry import pulled_lengths, smooth_loss, smooth_loss_share
+
+
+def test_lengths_are_those_of_a_known_jacobian_and_the_penalty_its_variance() -> None:
+    draw = torch.Generator().manual_seed(0)
+    matrix, x, delta = (torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((3, 5), (4, 5), (4, 3)))
+    lengths = pulled_lengths(lambda z: z @ matrix.mT, x, delta)
+    torch.testing.assert_close(lengths, (delta @ matrix).norm(dim=1))
+    average, means = 0.0, []
+    for _ in range(2000):
+        penalty, average = smooth_loss(lengths, average)
+        means.append(penalty.item())
+    assert average == pytest.approx(lengths.mean().item(), rel=1e-8)
+    assert means[-1] == pytest.approx(lengths.var(correction=0).item(), rel=1e-6)
+    first = (lengths - 0.01 * lengths.mean()).square().mean()  # the running mean starts at 0 and is updated first
+    assert means[0] == pytest.approx(first.item(), rel=1e-12)
+
+
+def test_shares_have_the_gradient_of_the_whole_running_mean_included() -> None:
+    lengths = torch.tensor([1.0, 2.0, 4.0, 7.0], dtype=torch.float64, requires_grad=True)
+    whole = (lengths - (0.99 * 3.0 + 0.01 * lengths.mean())).square().mean()
+    expected, mean = torch.autograd.grad(whole, lengths)[0], lengths.detach().mean()
+    shares = torch.stack([smooth_loss_share(part, mean, 3.0) for part in lengths.chunk(2)]).mean()
+    assert shares.item() == pytest.approx(whole.item(), rel=1e-12)
+    torch.testing.assert_close(torch.autograd.grad(shares, lengths)[0], expected)
+    torch.testing.assert_close(torch.autograd.grad(smooth_loss(lengths, 3.0)[0], lengths)[0], expected)
