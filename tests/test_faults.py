@@ -146,8 +146,8 @@ FAULTS = [
     Fault(SAMPLE, "new.png could not be written", room=300),
     # compare
     Fault("compare records/0.json none.json", "no record at none.json"),
-    Fault("compare records/0.json", "is not JSON", cut("records/0.json")),
-    Fault("compare done/training.json", "is not a record of format"),
+    Fault("compare records/0.json", "is no record, or damaged", cut("records/0.json")),
+    Fault("compare done/training.json", "is no record, or damaged"),
     Fault("compare records/0.json records/5.json", "do not compare: seed is 0 and 5"),
     # train-attributes
     Fault(ATTRIBUTES + "--labels ages", "labels is 'ages' of faces; accepted"),

@@ -13,12 +13,12 @@ from isodiff import geometry, metrics
 nan, rows = np.full((40, 3), np.nan), np.random.default_rng(0).normal(size=(40, 3))
 ones, zeros, yes = torch.ones, torch.zeros, np.ones((40, 1), bool)
 LIBRARY = [
-    (lambda: metrics.frechet_distance(rows[:1], rows), "at least 2 are needed"),
+    (lambda: metrics.frechet_distance(rows[:1], rows), "must have shape (≥ 2, ≥ 1)"),
     (lambda: metrics.extract_features(rows, None), "images must be a uint8 array"),
     (lambda: metrics.trajectory_ratio(np.full((2, 3, 4), np.nan)), "h must be finite"),
-    (lambda: metrics.trajectory_ratio(rows), "h must be (paths"),
+    (lambda: metrics.trajectory_ratio(rows), "h must have shape"),
     (lambda: metrics.trajectory_ratio(np.zeros((2, 3, 4))), "no chord"),
-    (lambda: metrics.condition_number(np.zeros((3, 2))), "condition number infinite"),
+    (lambda: metrics.condition_number(np.zeros((3, 2))), "the rank is less than k"),
     (lambda: metrics.separability_score(nan, yes), "latents must be finite"),
     (lambda: metrics.separability_score(rows, yes[1:]), "one row a latent"),
     (lambda: metrics.bootstrap_interval(nan[:, 0]), "values must be finite"),

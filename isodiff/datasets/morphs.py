@@ -1,8 +1,6 @@
 """Morphs: paths between two images as folders of frames, in order, complete and of one size.
 
-A frame is decoded as any photograph is (`fit`), at its own size or as a central square. A frame left out makes two
-steps one, and a frame out of place adds steps that no path took: what does not decode, or leaves the order open, is
-refused.
+A frame left out makes two steps one, one out of place adds steps: what does not decode, or has no order, is refused.
 """
 
 from __future__ import annotations
@@ -37,11 +35,9 @@ class Morph:
     @property
     def facts(self) -> dict[str, str | int | list[str]]:
         """What a record tells of it, the size as width x height."""
-        files = {"first": self.frames[0].name, "last": self.frames[-1].name}
-        size = f"{self.size[0]} x {self.size[1]}"
-        return {"pair": self.name, "frames": len(self.frames), "size": size, **files} | (
-            {"originals": [path.name for path in self.originals]} if self.originals else {}
-        )
+        size, first, last = "{} x {}".format(*self.size), self.frames[0].name, self.frames[-1].name
+        originals = {"originals": [path.name for path in self.originals]} if self.originals else {}
+        return {"pair": self.name, "frames": len(self.frames), "size": size, "first": first, "last": last} | originals
 
     def load(self) -> Tensor:
         """Return the frames (N + 1, 3, H, W) in uint8."""
@@ -53,21 +49,16 @@ class Morph:
 
     def checked(self) -> Morph:
         """Return the morph with its size, or refuse it: each image decodes, all frames have one size, some differ."""
-        first, still = None, True
-        for path, frame in zip(self.frames, self._decoded(self.frames, self.shape), strict=True):
-            first = frame if first is None else first
-            if frame.shape != first.shape:
-                (_, h, w), (_, height, width) = frame.shape, first.shape
-                raise ValueError(
-                    f"{path} has {w} x {h} pixels and {self.frames[0].name} {width} x {height}; "
-                    "give frames of one size, or one to resize all to with --resolution"
-                )
-            still = still and torch.equal(frame, first)
-        if still:
-            raise ValueError(f"all {len(self.frames)} frames of {self.frames[0].parent} are one image; give a path")
-        found = replace(self, size=(first.shape[2], first.shape[1]))
-        for _ in found._decoded(self.originals, (3, *found.size[::-1])):
-            pass
+        frames = list(self._decoded(self.frames, self.shape))
+        _, height, width = frames[0].shape
+        for path, (_, h, w) in zip(self.frames, (frame.shape for frame in frames), strict=True):
+            if (h, w) != (height, width):
+                sizes = f"{path} has {w} x {h} pixels and {self.frames[0].name} {width} x {height}"
+                raise ValueError(f"{sizes}; give frames of one size, or one to resize all to with --resolution")
+        if all(torch.equal(frame, frames[0]) for frame in frames):
+            raise ValueError(f"all {len(frames)} frames of {self.frames[0].parent} are one image; give a path")
+        found = replace(self, size=(width, height))
+        list(found._decoded(self.originals, (3, *found.size[::-1])))
         return found
 
     @staticmethod
@@ -78,9 +69,7 @@ class Morph:
                     count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # cameras add previews
                     decoded = fit(image, shape)
             except Exception as error:  # whatever a decoder raises
-                raise ValueError(
-                    f"{path} cannot be read as an image ({error}); give it anew, as PNG or JPEG"
-                ) from error
+                raise ValueError(f"{path} cannot be read as an image ({error}); give it anew, as PNG") from error
             if count > 1:
                 raise ValueError(f"{path} holds {count} pictures; give a file for each frame, and films elsewhere")
             yield decoded
@@ -91,8 +80,8 @@ def open_morphs(
 ) -> list[Morph]:
     """Open folders of frames, one a pair, or one folder with a sub-folder a pair, and check every image.
 
-    `originals` holds, for each pair, the two images that its path joins, in order: in a sub-folder of the pair's name,
-    or of a single pair itself. `resolution` asks for central squares of that side.
+    `originals` holds the two images that each path joins, in order, in sub-folders of the pairs' names, or of a single
+    pair itself. `resolution` asks for central squares of that side.
     """
     if resolution is not None and resolution < 1:
         raise ValueError(f"resolution must be at least 1 pixel, or left out for the frames' own; got {resolution}")
@@ -100,13 +89,11 @@ def open_morphs(
     paths = {name: in_order(_images(folder)) for name, folder in pairs.items()}
     for name, frames in paths.items():
         if len(frames) < 2:
-            got = f"one image, {frames[0].name}" if frames else "no image"
-            raise ValueError(f"{pairs[name]} holds {got}; expected at least 2 frames, such as PNG or JPEG")
+            raise ValueError(f"{pairs[name]} holds {len(frames)} images; expected at least 2 frames, such as PNG")
     ends = {name: () for name in pairs} if originals is None else _originals(_folder(originals, "originals"), pairs)
     shape = None if resolution is None else (3, resolution, resolution)
     morphs = [Morph(name, tuple(frames), ends[name], shape).checked() for name, frames in paths.items()]
-    others = [path for name, folder in pairs.items() for path in _files(folder) if path not in paths[name]]
-    if others:
+    if others := [path for name, folder in pairs.items() for path in _files(folder) if path not in paths[name]]:
         shown = ", ".join(map(str, others[:3]))
         warnings.warn(f"{len(others)} files among the frames are no images and are left out: {shown}", stacklevel=3)
     if gaps := [gap for frames in paths.values() if (gap := _gap(frames))]:
@@ -140,8 +127,8 @@ def in_order(paths: Sequence[Path]) -> list[Path]:
 
 def _gap(frames: Sequence[Path]) -> str:
     """Return the frame after which the one number that counts them leaves its stride, if there is one."""
-    keys = [natural(path.stem)[1::2] for path in frames]
-    counts = [column for column in zip(*keys, strict=False) if len(set(column)) > 1]
+    numbers = zip(*(natural(path.stem)[1::2] for path in frames), strict=False)
+    counts = [column for column in numbers if len(set(column)) > 1]
     strides = [b - a for a, b in pairwise(counts[0])] if len(counts) == 1 else []
     return next((str(frames[i]) for i, stride in enumerate(strides) if stride > min(strides)), "")
 
@@ -161,14 +148,12 @@ def _pairs(folders: Sequence[Path]) -> dict[str, Path]:
         inner = [place for place in folder.iterdir() if place.is_dir() and not place.name.startswith(".")]
         images = _images(folder)
         if inner and images:
-            raise ValueError(
-                f"{folder} holds {len(images)} images and {len(inner)} folders; expected frames, or a folder a pair"
-            )
+            held = f"{len(images)} images and {len(inner)} folders"
+            raise ValueError(f"{folder} holds {held}; expected frames, or a folder a pair")
         if inner and len(folders) == 1:
             return {place.name: place for place in sorted(inner, key=lambda place: (natural(place.name), place.name))}
         if not images:
-            more = "; of several folders each is one pair" if inner else ""
-            raise ValueError(f"{folder} holds no image; expected frames, or a folder a pair{more}")
+            raise ValueError(f"{folder} holds no image; expected frames, and of several folders each is one pair")
     names = [folder.resolve().name for folder in folders]
     return dict(zip(names if len(set(names)) == len(names) else map(str, folders), folders, strict=True))
 
@@ -191,12 +176,4 @@ def _files(folder: Path) -> list[Path]:
 
 def _images(folder: Path) -> list[Path]:
     opened = {ending for ending, form in Image.registered_extensions().items() if form in Image.OPEN} | _WITH_PLUGIN
-    return [path for path in _files(folder) if path.suffix.lower() in opened or (not path.suffix and _is_image(path))]
-
-
-def _is_image(path: Path) -> bool:
-    try:
-        with Image.open(path):
-            return True
-    except Exception:  # whatever a decoder raises
-        return False
+    return [path for path in _files(folder) if path.suffix.lower() in opened]

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -77,7 +78,7 @@ class NetworkAttributes:
         file, weights_file = Path(directory) / RECORD, Path(directory) / WEIGHTS
         if missing := [path.name for path in (file, weights_file) if not path.is_file()]:
             place = f"no attribute classifier in {directory}: {missing[0]} is missing"
-            raise FileNotFoundError(f"{place}; give 'faces' or a directory that `isodiff train-attributes` wrote")
+            raise FileNotFoundError(f"{place}; give 'faces' or what `isodiff train-attributes` wrote")
         weights, fix = weights_file.read_bytes(), "train it again with `isodiff train-attributes`"
         try:
             record = json.loads(file.read_text(encoding="utf-8"))
@@ -107,16 +108,15 @@ def build_network(architecture: str, num_attributes: int, resolution: int) -> nn
     known = torchvision.models.list_models(module=torchvision.models)
     if architecture not in known:
         raise ValueError(f"architecture is {architecture!r}; torchvision has {', '.join(known)}")
-    options = {"weights": None, "num_classes": num_attributes}
+    build = partial(torchvision.models.get_model, architecture, weights=None, num_classes=num_attributes)
     try:
         with torch.device("meta"):  # shapes without numbers: does it take such images, and answer as it should?
-            images = torch.zeros(2, 3, resolution, resolution)
-            logits = torchvision.models.get_model(architecture, **options)(images)
+            logits = build()(torch.zeros(2, 3, resolution, resolution))
     except (RuntimeError, ValueError, AssertionError) as error:
         raise ValueError(f"{architecture} cannot take images of {resolution} pixels ({error})") from error
     if not isinstance(logits, Tensor) or logits.shape != (2, num_attributes):
         raise ValueError(f"{architecture} answers with more than logits; choose another, such as resnext50_32x4d")
-    return torchvision.models.get_model(architecture, **options)
+    return build()
 
 
 def fit_images(images: Tensor, resolution: int) -> Tensor:
@@ -125,9 +125,6 @@ def fit_images(images: Tensor, resolution: int) -> Tensor:
     if images.shape[-2:] == size:
         return images
     return nn.functional.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False).clamp(-1, 1)
-
-
-# Labels
 
 
 class Labels(NamedTuple):
@@ -173,7 +170,7 @@ def celeba_labels(path: str | Path, names: Sequence[str]) -> Labels:
 
 
 def read_labels(spec: str, images: Dataset[Tensor], num_images: int | None = None) -> Labels:
-    """Label the first so many images of a dataset, by default all, of the endless faces 10,000.
+    """Label the first images of a dataset, by default all, of the endless faces 10,000.
 
     Rendered faces by the signs of their ``"factors"``, others by names, ``"age-gender"``, or by ``"celeba:FILE"``.
     """
@@ -191,9 +188,6 @@ def read_labels(spec: str, images: Dataset[Tensor], num_images: int | None = Non
     raise ValueError(f"labels is {spec!r} of {'faces' if faces else 'other images'}; accepted: {accepted}")
 
 
-# Training
-
-
 def train_attributes(
     images: Dataset[Tensor],
     labels: np.ndarray,
@@ -209,10 +203,9 @@ def train_attributes(
 ) -> NetworkAttributes:
     """Train a classifier of the attributes (N, A), true or false, of the first N images, into a directory.
 
-    Images (C, R, R) in [−1, 1], with `resolution` and `horizontal_flip`, as `open_dataset` gives them. Called again, it
-    goes on after the last finished epoch, on a CPU to the same bits, or loads the result. `provenance` is recorded,
-    plain JSON values; with others, ``command`` excepted, it is another training. ``record["held_out"]`` is
-    `held_out_accuracy`, by which nothing is chosen. The split is by image: both sides may show one person.
+    Images are those of `open_dataset`. Called again, it goes on after the last finished epoch, on a CPU to the same
+    bits, or loads the result. `provenance`, plain JSON values, is recorded; with others, ``command`` excepted, it is
+    another training. ``record["held_out"]`` is `held_out_accuracy`, by which nothing is chosen; the split is by image.
     """
     output = claim_folder(output, OURS, overwrite=overwrite)
     config, device = config or diffusion.AttributeConfig(), torch.device(device)
@@ -282,10 +275,7 @@ def train_attributes(
 
 
 def held_out_accuracy(told: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return how often answers (n, A) are right, by attribute: the accuracy with its 95 % Clopper–Pearson interval.
-
-    ``chance`` is the share of the more frequent class; the interval ``beats_chance`` if it lies above.
-    """
+    """Return by attribute the accuracy of answers (n, A), its 95 % Clopper–Pearson interval and the larger class."""
     table, n = {}, len(labels)
     for name, right, share in zip(names, (told == labels).sum(axis=0).tolist(), labels.mean(axis=0), strict=True):
         low, high = map(float, binomtest(right, n).proportion_ci(0.95, method="exact"))
@@ -309,7 +299,7 @@ def _split(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the numbers of the images to train on and of those held out, both ascending, if they and labels serve."""
     if labels.ndim != 2 or labels.dtype != bool or labels.shape[1] != len(names) or not names:
-        accepted = f"boolean (N, {len(names)}), a column for each of at least one name"
+        accepted = f"boolean (N, {len(names)}), with at least one name"
         raise ValueError(f"labels must be {accepted}; got {labels.dtype} of shape {labels.shape}")
     if len(set(names)) < len(names):
         raise ValueError(f"names must differ; got {', '.join(names)}")
@@ -317,8 +307,8 @@ def _split(
         raise ValueError(f"there are labels for {count} images and {num_images} images")
     num_test = round(config.held_out * count)
     if num_test < 1 or count - num_test < 2:
-        left = f"leaves {count - num_test} to train on and {num_test} to test on; at least 2 and 1 are needed"
-        raise ValueError(f"held_out = {config.held_out} of {count} images {left}")
+        left = f"{count - num_test} to train on and {num_test} to test on; at least 2 and 1 are needed"
+        raise ValueError(f"held_out = {config.held_out} of {count} images leaves {left}")
     order = np.random.default_rng(config.seed).permutation(count)
     train, test = np.sort(order[num_test:]), np.sort(order[:num_test])
     for name, share in zip(names, labels[train].mean(axis=0), strict=True):

@@ -1,8 +1,8 @@
 r"""Edits, measured: what directions do to known factors, and what DDIM inversion x₀ → x_T → x̂₀ loses.
 
 A direction d at a latent x is followed to both sides, and z(γ) ∈ [−1, 1]ᴷ are the factors of the image at
-γ ∈ {0, ±γ₁, …, ±γ_L} with 0 < γ₁ < … < γ_L. The smaller half of these moves *chooses*, the larger half *scores*, so
-that no error can first choose its factor and then count for it (nothing but equal errors has an expected share of 1/K):
+γ ∈ {0, ±γ₁, …, ±γ_L} with 0 < γ₁ < … < γ_L. The smaller half of these moves, ⌊L/2⌋ sizes, *chooses*, the larger half
+*scores*, so that no error can first choose its factor and then count for it:
 
     target  j = argmax_k |c_k|,   c = mean_{small γ > 0} (z(γ) − z(−γ)),   and d is turned so that c_j > 0,
     change  Δ_k = mean_{large |γ|} |z_k(γ) − z_k(0)| / 2    (a factor has a range of 2),
@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from diffusers import SchedulerMixin, UNet2DModel
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import kurtosis, rankdata
 from torch import Tensor
@@ -26,12 +27,9 @@ from isodiff.diffusion import NoiseSchedule, invert, latent_shape
 from isodiff.editing import gamma_traversal, local_basis
 from isodiff.geometry import expected_radius, project_to_tangent
 from isodiff.metrics.generator import Generator, draw_latents
-from isodiff.metrics.measure import Arrays, Measurement, content_digest, full_precision, over_points, over_units
+from isodiff.metrics.measure import Arrays, Measurement, content_digest, finite, full_precision, over_points, over_units
 from isodiff.metrics.path_length import Distance, describe, measure_all
 from isodiff.metrics.truth import fit_faces, means
-
-if TYPE_CHECKING:
-    from diffusers import SchedulerMixin, UNet2DModel
 
 Array = NDArray[np.float64]
 TOLERANCE = 0.05  # of monotonicity, in factors: what errors of the factors explain
@@ -53,14 +51,11 @@ class Effects(NamedTuple):
 def effects(factors: ArrayLike, gammas: ArrayLike) -> Effects:
     """Return the effects of moves along one direction at each of n latents.
 
-    Factors (n, G, K) of range [−1, 1] along the moves γ, (G,) in any order: 0 and the same two or more sizes to both
-    sides, of which ⌊L/2⌋ choose. Errors that all images of a move have in common survive the split.
+    Factors (n, G, K) in [−1, 1] along the moves γ, (G,) in any order: 0 and the same two or more sizes to both sides.
     """
-    gamma, z = _check_gammas(gammas), np.asarray(factors, dtype=float)
-    if z.ndim != 3 or z.shape[1] != gamma.size or 0 in z.shape:
+    gamma, z = _check_gammas(gammas), finite(factors, "factors", 1, 1, 1)
+    if z.shape[1] != gamma.size:
         raise ValueError(f"factors must have shape (n, {gamma.size}, K), one row a move; got {z.shape}")
-    if not np.isfinite(z).all():
-        raise ValueError(f"factors must be finite; got {np.count_nonzero(~np.isfinite(z))} NaN or infinite values")
     z = z[:, np.argsort(np.asarray(gammas, dtype=float))]
     levels, small = len(gamma) // 2, len(gamma) // 4
     up, down, middle = z[:, levels + 1 :], z[:, levels - 1 :: -1], z[:, [levels]]  # both outwards from γ = 0
@@ -78,16 +73,10 @@ def effects(factors: ArrayLike, gammas: ArrayLike) -> Effects:
     ranks = rankdata(along, axis=1) - (along.shape[1] + 1) / 2
     position = np.arange(along.shape[1]) - (along.shape[1] - 1) / 2
     norm = np.sqrt(np.square(ranks).sum(axis=1) * np.square(position).sum())
+    correlation = np.divide(ranks @ position, norm, out=np.zeros(len(z)), where=norm > 0)
+    monotone = (fall <= TOLERANCE) & (along[:, -1] - along[:, 0] > TOLERANCE)
     of_target = change[rows, target]
-    return Effects(
-        target=target,
-        sign=sign,
-        target_change=of_target,
-        other_change=total - of_target,
-        share=of_target / total,
-        monotone=(fall <= TOLERANCE) & (along[:, -1] - along[:, 0] > TOLERANCE),
-        correlation=np.divide(ranks @ position, norm, out=np.zeros(len(z)), where=norm > 0),
-    )
+    return Effects(target, sign, of_target, total - of_target, of_target / total, monotone, correlation)
 
 
 def _check_gammas(gammas: ArrayLike) -> Array:
@@ -95,9 +84,7 @@ def _check_gammas(gammas: ArrayLike) -> Array:
     gamma = np.sort(np.asarray(gammas, dtype=float))
     fits = gamma.ndim == 1 and gamma.size >= 5 and gamma.size % 2 == 1 and np.isfinite(gamma).all()
     if not fits or not np.allclose(gamma, -gamma[::-1], rtol=1e-6, atol=0) or (np.diff(gamma) <= 0).any():
-        raise ValueError(
-            f"gammas must hold 0 and the same two or more sizes to both sides, such as −2, −1, 0, 1, 2; got {gammas}"
-        )
+        raise ValueError(f"gammas must hold 0 and the same two or more sizes to both sides; got {gammas}")
     return gamma
 
 
@@ -116,15 +103,12 @@ def direction_effects(
     At each x_T of the stream ``"directions"`` these are the leading right singular vectors of ∂h/∂x on the sphere, with
     h at the sampler's first step. `gammas` are arc lengths in units of x, as in `effects`.
 
-    Returns means over latents of means over directions: ``target_share``, ``spill_over``, ``target_change``,
-    ``other_change``, ``monotone_share``, ``rank_correlation`` (see `Effects`) and ``move_error``, the mean squared
-    re-rendering error of the moved faces. The details of each hold it ``by_direction`` and for the ``control``, a
-    random tangent direction at every latent, whose share is the one to beat: any direction moves some factor most.
-    Where σᵢ ≈ σᵢ₊₁, the i-th direction is any vector of a whole subspace, and spill-over is expected whatever the model
-    knows of factors. Equal γ is not equal change: compare models at equal summed change.
+    Returns means over latents and directions of what `Effects` holds and ``move_error``, the mean squared re-rendering
+    error of the moved faces. The details of each hold it ``by_direction`` and for the ``control``, a random tangent
+    direction at every latent, whose share is the one to beat. Compare models at equal summed change.
     """
-    if num_latents < 2 or batch_size < 1:
-        raise ValueError(f"num_latents must be at least 2 and batch_size at least 1; got {num_latents}, {batch_size}")
+    if num_latents < 2:
+        raise ValueError(f"num_latents must be at least 2; got {num_latents}")
     gamma, shape = _check_gammas(gammas), latent_shape(unet)
     t = NoiseSchedule.of(generate.scheduler).steps(generate.num_steps)[0][0]
     protocol = {"k": k, "gammas": gamma.tolist(), "basis_tolerance": BASIS_TOLERANCE}
@@ -152,30 +136,20 @@ def direction_effects(
     values = {
         "target_share": fields["share"],
         "spill_over": 1 - fields["share"],
-        "target_change": fields["target_change"],
-        "other_change": fields["other_change"],
+        **{name: fields[name] for name in ("target_change", "other_change")},
         "monotone_share": fields["monotone"].astype(float),
         "rank_correlation": fields["correlation"],
         "move_error": arrays["error"].mean(axis=2),
     }
     shared = {"unit": "latents", "seed": seed, "protocol": {**protocol, "tolerance": TOLERANCE}}
-    return {
-        name: Measurement.from_units(
-            name, v[:, :k].mean(axis=1), details={"by_direction": means(v[:, :k]), "control": means(v[:, k:])}, **shared
-        )
-        for name, v in values.items()
-    }
-
-
-# Inversion
+    details = {name: {"by_direction": means(v[:, :k]), "control": means(v[:, k:])} for name, v in values.items()}
+    leading = {name: v[:, :k].mean(axis=1) for name, v in values.items()}
+    return {name: Measurement.from_units(name, v, details=details[name], **shared) for name, v in leading.items()}
 
 
 def neighbour_correlation(latents: Tensor) -> Array:
-    """Return the lag-1 spatial autocorrelation of each latent (B, C, H, W), mean of across and down, (B,).
-
-    ``ρ = mean(x_{i,j} x_{i,j+1}) / mean(x²)``; the mean of noise is known, 0, so that a constant offset counts.
-    """
-    x = _check_latents(latents, 2)
+    """Return the lag-1 autocorrelation ``mean(x_{i,j} x_{i,j+1}) / mean(x²)``, and down, of latents (B, C, H, W)."""
+    x = finite(latents, "latents", 1, 1, 2, 2)
     power = np.square(x).mean(axis=(1, 2, 3))
     if (power == 0).any():
         raise ValueError(f"latents must not be zero; number {int(power.argmin())} is")
@@ -186,12 +160,12 @@ def neighbour_correlation(latents: Tensor) -> Array:
 
 def excess_kurtosis(latents: Tensor) -> Array:
     """Return the excess kurtosis of the numbers of each latent (B, C, H, W), (B,); 0 for noise, and unbiased there."""
-    return kurtosis(_check_latents(latents).reshape(len(latents), -1), axis=1, bias=False)
+    return kurtosis(finite(latents, "latents", 1, 1, 1, 1).reshape(len(latents), -1), axis=1, bias=False)
 
 
 def norm_ratio(latents: Tensor) -> Array:
     """Return the norm of each latent (B, C, H, W) over that of noise, ``‖x‖ / E‖N(0, Iₙ)‖``, (B,)."""
-    x = _check_latents(latents)
+    x = finite(latents, "latents", 1, 1, 1, 1)
     return np.linalg.norm(x.reshape(len(x), -1), axis=1) / expected_radius(x[0].size)
 
 
@@ -210,11 +184,8 @@ def inversion_error(
 
     Returns means over images: ``inversion_mse``, of reconstructions clamped to [−1, 1], ``inversion_<name>`` for each
     distance, and of x_T ``latent_norm_ratio``, ``latent_correlation`` and ``latent_kurtosis``, whose details give the
-    mean and the standard deviation of one latent that is noise. `seed` is that of the images, for the record. A sampler
-    that clips its estimates of x₀ adds an error that no inversion can remove.
-
-    Costs (3 + refinements) · num_steps evaluations an image. Models compare on the same images only: the protocol holds
-    their digest.
+    mean and the standard deviation of one latent that is noise. `seed` is that of the images, whose digest the protocol
+    holds. A sampler that clips its estimates of x₀ adds an error that no inversion can remove.
     """
     shape = latent_shape(unet)
     if images.ndim != 4 or tuple(images.shape[1:]) != shape or len(images) < 2:
@@ -222,7 +193,7 @@ def inversion_error(
     images = check_images(images, len(images), name="images")
     clips = NoiseSchedule.of(scheduler).clip is not None
     key = {"num_steps": num_steps, "refinements": refinements, "clip_sample": clips}
-    described = describe(distances) if distances else {}
+    described = describe(distances)
 
     def compute(chunk: Tensor, start: int) -> Arrays:
         x_0 = chunk.to(unet.device)
@@ -252,11 +223,3 @@ def inversion_error(
         of_noise = {"mean": mean, "standard_deviation": deviation}
         measured.append(result(f"latent_{name}", arrays[name], noise=of_noise))
     return {measurement.name: measurement for measurement in measured}
-
-
-def _check_latents(latents: Tensor, smallest: int = 1) -> Array:
-    if latents.ndim != 4 or min(latents.shape) < 1 or min(latents.shape[2:]) < smallest:
-        raise ValueError(f"latents must have shape (B, C, H, W) with H, W ≥ {smallest}; got {tuple(latents.shape)}")
-    if not torch.isfinite(latents).all():
-        raise ValueError(f"latents must be finite; got {int((~latents.isfinite()).sum())} NaN or infinite values")
-    return latents.detach().double().cpu().numpy()

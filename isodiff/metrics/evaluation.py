@@ -1,20 +1,19 @@
-"""What `isodiff evaluate` measures of one model: how much, on what, which families of metrics, all in one record.
-
-All draws are functions of the seed and the number of a unit, so that models measured alike compare in pairs.
-"""
+"""What `isodiff evaluate` measures of one model: how much, on what, which families of metrics, all in one record."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping
-from functools import cached_property, partial
+from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from diffusers import DiffusionPipeline
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from tqdm import tqdm
@@ -24,21 +23,17 @@ from isodiff.diffusion import NoiseLevel, NoiseSchedule, autoencoder_of, image_s
 from isodiff.files import check_seed, resolve_device
 from isodiff.geometry import lerp, slerp
 from isodiff.metrics import jacobians
-from isodiff.metrics.attributes import AttributeClassifier, open_attributes
+from isodiff.metrics.attributes import open_attributes
 from isodiff.metrics.edits import direction_effects, inversion_error
 from isodiff.metrics.fidelity import extract_features, fid, fid_curve, kid
 from isodiff.metrics.generator import Generator, draw_latents, model_digest, to_uint8
 from isodiff.metrics.interpolation import CLOSED_FORM, interpolation_quality, path_smoothness
 from isodiff.metrics.measure import Arrays, Measurement, Record, cached, git_revision, over_units, versions
 from isodiff.metrics.networks import Net, inception_features, perceptual_distance
-from isodiff.metrics.path_length import Distance, Mode, epsilon_sweep, path_lengths
+from isodiff.metrics.path_length import Mode, epsilon_sweep, path_lengths
 from isodiff.metrics.separability import linear_separability
 from isodiff.metrics.trajectory import relative_trajectory_length
 from isodiff.metrics.truth import encoder_alignment, path_truth, tangent_alignment
-
-if TYPE_CHECKING:
-    from accelerate import PartialState
-    from diffusers import DiffusionPipeline
 
 # Real images come from another part of an endless data set than the images a model was trained on.
 _REAL_SEED = 2**20
@@ -64,11 +59,7 @@ class Sizes:
     num_rtl_pairs: Count = 24  # pairs of latents of the relative trajectory length
     rtl_points: Count = 9  # points of each path, both ends included
     rtl_steps: Count = 20  # at each of which the ratio is measured; the paper takes 20
-    spectrum_times: Some[Count] = (
-        200,
-        600,
-        800,
-    )  # t of T = 1000, of another T in proportion, for the encoder's Jacobian
+    spectrum_times: Some[Count] = (200, 600, 800)  # for the encoder's Jacobian, t of T = 1000, else in proportion
     num_spectra: Count = 6  # images whose leading singular values are computed at each
     spectrum_k: Count = 50  # how many singular values
     num_anisotropy: Count = 40  # images on which anisotropy is estimated at each
@@ -123,8 +114,7 @@ def sizes_of(profile: str, changes: Mapping[str, object] | None = None) -> Sizes
     """Return the sizes of a profile with single ones replaced, refusing what is unknown or of another type by name."""
     if profile not in PROFILES:
         raise ValueError(f"profile is {profile!r}; evaluation accepts {', '.join(PROFILES)}")
-    changes = dict(changes or {})
-    names = Sizes.__dataclass_fields__
+    changes, names = dict(changes or {}), Sizes.__dataclass_fields__
     if unknown := sorted(changes.keys() - names.keys()):
         raise ValueError(f"evaluation has no parameter called {', '.join(unknown)}; it accepts {', '.join(names)}")
     try:  # as JSON, which has lists for tuples and whole numbers for floats, and nothing else is converted
@@ -147,9 +137,11 @@ class Evaluation:
     device: torch.device
 
     def __post_init__(self) -> None:
-        """Take the model apart."""
         self.unet, self.scheduler = self.pipeline.unet, self.pipeline.scheduler
         self.autoencoder, self.image_shape = autoencoder_of(self.pipeline), image_shape(self.pipeline)
+        schedule = NoiseSchedule.of(self.scheduler)
+        self.unclipped = dataclasses.replace(schedule, clip=None)
+        self.times = [t * schedule.horizon // 1000 for t in self.sizes.spectrum_times]
 
     def samples(self, generate: Generator, count: int) -> np.ndarray:
         """Return the images of the first latents of the stream "samples", uint8 (count, C, H, W)."""
@@ -162,28 +154,9 @@ class Evaluation:
 
         return over_units(compute, count, size=self.sizes.batch_size, what="samples", seed=self.seed)["images"]
 
-    def features(self, generate: Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Return the Inception features of real and of generated images, (n, 2048) each."""
-        count, extractor = self.sizes.num_fid_images, inception_features(device=self.device)
-        both = to_uint8(self.real_images(count)).numpy(), self.samples(generate, count)
-        with cached(model=None):  # the pixels decide, whatever model they are compared with
-            real, generated = (extract_features(images, extractor) for images in both)
-        return real, generated
-
     def real_images(self, count: int) -> torch.Tensor:
         """Return the first of this evaluation's real images."""
         return real_images(self.dataset, self.image_shape, count, seed=self.seed)
-
-    @torch.no_grad()
-    def real_latents(self, count: int) -> torch.Tensor:
-        """Return what the model denoises of the same images: themselves, or their latents."""
-        images = self.real_images(count).split(self.sizes.batch_size)
-        return torch.cat([images_to_latents(self.autoencoder, part).cpu() for part in images])
-
-    @cached_property
-    def attributes(self) -> AttributeClassifier:
-        """What labels the generated images."""
-        return open_attributes(self.labels)
 
     def obstacle(self, needs: Iterable[str]) -> str:
         """Return why a model cannot be measured that lacks one of the needs, "" if it can."""
@@ -196,31 +169,9 @@ class Evaluation:
         }
         return next((lacks[need] for need in needs if lacks[need]), "")
 
-    @property
-    def lpips(self) -> Distance:
-        """LPIPS on this evaluation's device."""
-        return perceptual_distance(device=self.device)
-
-    @property
-    def unclipped(self) -> NoiseSchedule:
-        """The model's noise schedule, whose estimates of x₀ are not clipped."""
-        return dataclasses.replace(NoiseSchedule.of(self.scheduler), clip=None)
-
-    @property
-    def times(self) -> list[int]:
-        """The model's steps at which its encoder is measured."""
-        return [t * NoiseSchedule.of(self.scheduler).horizon // 1000 for t in self.sizes.spectrum_times]
-
-    def level(self, share: float) -> NoiseLevel:
-        """Return the model's noise level at a share of its steps."""
-        return NoiseLevel(self.unet, self.unclipped, share=share, num_steps=self.sizes.fid_steps)
-
 
 def real_images(dataset: str, shape: int | tuple[int, int, int], count: int, *, seed: int = 0) -> torch.Tensor:
-    """Return the real images that an evaluation compares with, (count, C, H, W) in [−1, 1].
-
-    It is a fixed random choice, of which a smaller one is a part; of a stream, which is shuffled by itself, the first.
-    """
+    """Return an evaluation's real images, (count, C, H, W) in [−1, 1]: a fixed random choice, of a stream the first."""
     real = open_dataset(dataset, shape, seed=_REAL_SEED + seed)
     if count > len(real):
         raise ValueError(f"{dataset} has {len(real):,} images and {count:,} are asked for; ask for fewer")
@@ -229,8 +180,6 @@ def real_images(dataset: str, shape: int | tuple[int, int, int], count: int, *, 
         chosen = np.random.default_rng([_REAL_SEED, seed]).permutation(len(real))[:count].tolist()
     return torch.stack(list(real.__getitems__(chosen)))
 
-
-# Families of metrics
 
 Measurements = dict[str, Measurement]
 
@@ -245,10 +194,13 @@ class Family:
 
 
 def _distance(run: Evaluation, generate: Generator, metric: Callable = fid) -> Measurements:
-    real, generated = run.features(generate)
+    count, extractor = run.sizes.num_fid_images, inception_features(device=run.device)
+    both = to_uint8(run.real_images(count)).numpy(), run.samples(generate, count)
+    with cached(model=None):  # the pixels decide, whatever model they are compared with
+        features = [extract_features(images, extractor) for images in both]
     protocol = {"num_steps": generate.num_steps, "dataset": run.dataset}
-    measured = metric(real, generated, seed=run.seed, protocol=protocol)
-    details = {"curve": fid_curve(real, generated, seed=run.seed)} if metric is fid else {}
+    measured = metric(*features, seed=run.seed, protocol=protocol)
+    details = {"curve": fid_curve(*features, seed=run.seed)} if metric is fid else {}
     return {metric.__name__: dataclasses.replace(measured, details=details)}
 
 
@@ -267,30 +219,31 @@ def _ppl(run: Evaluation, generate: Generator) -> Measurements:
 
 
 def _mrtl(run: Evaluation, generate: Generator) -> Measurements:
-    options = {"num_pairs": run.sizes.num_rtl_pairs, "num_points": run.sizes.rtl_points}
-    return {"mrtl": relative_trajectory_length(generate, batch_size=run.sizes.batch_size, seed=run.seed, **options)}
+    options = {"num_points": run.sizes.rtl_points, "batch_size": run.sizes.batch_size, "seed": run.seed}
+    return {"mrtl": relative_trajectory_length(generate, num_pairs=run.sizes.num_rtl_pairs, **options)}
 
 
 def _spectra(run: Evaluation, name: str, measure: Callable, *, count: int, **options: object) -> Measurements:
     """Measure X_t → H at every step of the sizes, as ``<name>_t<step>``."""
-    images, measured = run.real_latents(count), {}
+    images, measured = run.real_images(count).split(run.sizes.batch_size), {}
+    with torch.no_grad():
+        x_0 = torch.cat([images_to_latents(run.autoencoder, part).cpu() for part in images])
     for t in run.times:
-        x_t = jacobians.noisy_images(run.scheduler, images, t, seed=run.seed).to(run.device)
+        x_t = jacobians.noisy_images(run.scheduler, x_0, t, seed=run.seed).to(run.device)
         f = jacobians.encoder_map(run.unet, t, dataset=run.dataset)
         measured[f"{name}_t{t}"] = measure(f, x_t, seed=run.seed, **options)
     return measured
 
 
 def _mcn(run: Evaluation, generate: None) -> Measurements:
-    options = {"count": run.sizes.num_spectra, "k": run.sizes.spectrum_k}
-    return _spectra(run, "mcn", jacobians.mean_condition_number, **options)
+    return _spectra(run, "mcn", jacobians.mean_condition_number, count=run.sizes.num_spectra, k=run.sizes.spectrum_k)
 
 
 def _vor(run: Evaluation, generate: None) -> Measurements:
     forms, measured = {"vor": "sigma", "vor_squared": "sigma_squared", "vor_affine": "affine-invariant"}, {}
-    options = {"count": run.sizes.num_spectra, "k": run.sizes.spectrum_k}
     for name, form in forms.items():
-        measured |= _spectra(run, name, jacobians.map_variance, form=form, **options)
+        measure = partial(jacobians.map_variance, form=form, k=run.sizes.spectrum_k)
+        measured |= _spectra(run, name, measure, count=run.sizes.num_spectra)
     return measured
 
 
@@ -309,7 +262,7 @@ def _map(run: Evaluation, generate: Generator) -> Measurements:
 
 
 def _separability(run: Evaluation, generate: Generator) -> Measurements:
-    count, classifier = run.sizes.num_separable, run.attributes
+    count, classifier = run.sizes.num_separable, open_attributes(run.labels)
     images = run.samples(generate, count)
 
     def label(start: int, stop: int) -> dict[str, np.ndarray]:
@@ -319,9 +272,9 @@ def _separability(run: Evaluation, generate: Generator) -> Measurements:
     p = over_units(label, count, size=run.sizes.batch_size, what="attributes", **key)["p"]
     latents = draw_latents(generate.shape, 0, count, seed=run.seed, stream="samples").flatten(1).numpy()
     facts = {"classifier": f"{type(classifier).__name__} {classifier.digest[:12]}", "num_steps": generate.num_steps}
-    options = {"names": classifier.names, "num_kept": run.sizes.num_kept, "on_single_class": "skip", "seed": run.seed}
+    options = {"names": classifier.names, "num_kept": run.sizes.num_kept, "seed": run.seed, "facts": facts}
     return {
-        f"ls_{kernel}_{way}": linear_separability(latents, p, kernel=kernel, protocol=way, facts=facts, **options)
+        f"ls_{kernel}_{way}": linear_separability(latents, p, kernel=kernel, protocol=way, **options)
         for kernel, way in product(("linear", "rbf"), ("training", "cross-validated", "shuffled"))
     }
 
@@ -336,14 +289,13 @@ def _path_truth(run: Evaluation, generate: Generator, along: Callable = slerp) -
 
 
 def _alignment(run: Evaluation, generate: None) -> Measurements:
-    times = run.times
     options = {"num_latents": run.sizes.num_alignment, "num_steps": run.sizes.map_steps, "seed": run.seed}
-    return tangent_alignment(run.unet, run.scheduler, t=times[len(times) // 2], **options)
+    return tangent_alignment(run.unet, run.scheduler, t=run.times[len(run.times) // 2], **options)
 
 
 def _smoothness(run: Evaluation, generate: Generator) -> Measurements:
     """Measure how evenly images change along lerp and slerp, as ``step_<what>_<path>``."""
-    sizes, distance = run.sizes, run.lpips
+    sizes, distance = run.sizes, perceptual_distance(device=run.device)
     options = {"num_pairs": sizes.num_truth_pairs, "num_points": sizes.walk_points, "batch_size": sizes.batch_size}
     return {
         f"{name}_{path.__name__}": dataclasses.replace(m, protocol={**m.protocol, "num_steps": generate.num_steps})
@@ -353,7 +305,6 @@ def _smoothness(run: Evaluation, generate: Generator) -> Measurements:
 
 
 def _directions(run: Evaluation, generate: Generator) -> Measurements:
-    """Measure what moves along the leading directions of the bottleneck change in faces."""
     sizes = run.sizes
     gammas = [*(-gamma for gamma in sizes.edit_gammas), 0, *sizes.edit_gammas]
     options = {"num_latents": sizes.num_edited, "batch_size": sizes.batch_size, "seed": run.seed}
@@ -363,10 +314,9 @@ def _directions(run: Evaluation, generate: Generator) -> Measurements:
 def _inversion(run: Evaluation, generate: None) -> Measurements:
     """Measure DDIM inversion without and, of a scheduler that clips, with clipping, as ``<what>_s…_r…[_clipped]``."""
     images, batch = run.real_images(run.sizes.num_inverted), min(16, run.sizes.batch_size)
-    shared = {"distances": {"lpips": run.lpips}, "batch_size": batch, "seed": run.seed}
-    schedulers, measured = {"": run.unclipped}, {}
-    if NoiseSchedule.of(run.scheduler).clip is not None:
-        schedulers["_clipped"] = run.scheduler
+    shared = {"distances": {"lpips": perceptual_distance(device=run.device)}, "batch_size": batch, "seed": run.seed}
+    clips, measured = NoiseSchedule.of(run.scheduler).clip is not None, {}
+    schedulers = {"": run.unclipped, "_clipped": run.scheduler} if clips else {"": run.unclipped}
     for (suffix, scheduler), steps, r in product(schedulers.items(), run.sizes.inversion_steps, run.sizes.refinements):
         found = inversion_error(run.unet, scheduler, images, steps, refinements=r, **shared)
         measured |= {f"{name}_s{steps}_r{r}{suffix}": m for name, m in found.items()}
@@ -377,35 +327,34 @@ def _interpolation(run: Evaluation, generate: None) -> Measurements:
     """Compare methods of interpolation on the same pairs of real images, as ``path_<what>_<method>``."""
     closed, solved = run.sizes.num_interpolated, run.sizes.num_geodesics
     counts = {method: closed if method in CLOSED_FORM else solved for method in run.sizes.path_methods}
-    return _paths(run, run.sizes.path_share, counts, "")
+    return _paths(run, run.sizes.path_share, counts)
 
 
 def _noise_levels(run: Evaluation, generate: None) -> Measurements:
-    """Compare some of them at other noise levels τ, as ``path_<what>_<method>_tau<percent>``.
-
-    Of faces, also what the tangent filter I − Ĵ of the model takes for tangents there, as ``filter_alignment_tau…``.
-    """
+    """Compare methods at other noise levels τ, and of faces the tangent filter I − Ĵ with their tangents."""
     sizes, measured = run.sizes, {}
     for share in sizes.swept_shares:
         counts = dict.fromkeys(sizes.swept_methods, sizes.num_swept)
         measured |= _paths(run, share, counts, f"_tau{round(100 * share)}")
     if run.dataset == "faces":
         for share in sorted({*sizes.swept_shares, sizes.path_share}):
-            level, size = run.level(share), run.unet.config.sample_size
+            level = NoiseLevel(run.unet, run.unclipped, share=share, num_steps=run.sizes.fid_steps)
             options = {"num_faces": sizes.num_alignment, "seed": run.seed, "device": run.device}
             options |= {"protocol": {"map": "tangent filter"}}
-            found = encoder_alignment(level.filtered, level.schedule, level.t, size, **options)
+            found = encoder_alignment(level.filtered, level.schedule, level.t, run.image_shape[-1], **options)
             measured[f"filter_alignment_tau{round(100 * share)}"] = found
     return measured
 
 
-def _paths(run: Evaluation, share: float, counts: Mapping[str, int], suffix: str) -> Measurements:
+def _paths(run: Evaluation, share: float, counts: Mapping[str, int], suffix: str = "") -> Measurements:
     """Measure each method on as many pairs as counted."""
-    images, level, distance = run.real_images(2 * max(counts.values())), run.level(share), run.lpips
-    shared = {"num_segments": run.sizes.path_segments, "faces": run.dataset == "faces", "seed": run.seed}
+    images = run.real_images(2 * max(counts.values()))
+    level = NoiseLevel(run.unet, run.unclipped, share=share, num_steps=run.sizes.fid_steps)
+    shared = {"distance": perceptual_distance(device=run.device), "num_segments": run.sizes.path_segments}
+    shared |= {"faces": run.dataset == "faces", "seed": run.seed}
     measured = {}
     for method, count in counts.items():
-        found = interpolation_quality(level, images[: 2 * count], method, distance=distance, **shared)
+        found = interpolation_quality(level, images[: 2 * count], method, **shared)
         measured |= {f"path_{name}_{method}{suffix}": m for name, m in found.items()}
     return measured
 
@@ -449,12 +398,10 @@ def evaluate(
 ) -> Record:
     """Measure one model, what `load_pipeline` takes or a pipeline; the record says what does not apply to it.
 
-    `metrics` are names in `SUITE`, by default all that apply; `dataset` is where the real images come from, `"faces"`,
-    `"digits"`, `"folder:PATH"` or `"hub:NAME"`; `prompt` that of a Stable Diffusion model, held fixed; `attributes`
-    what labels generated images, `"faces"`, a folder that `isodiff train-attributes` wrote, or None (`"auto"`: the
-    faces' own factors where the data set is faces). `profile` names the sizes, and `sizes` replaces single ones;
-    records of one `seed` compare in pairs. `cache` is a folder that keeps finished work; `processes` share it there,
-    see `cached`, and all return the same record.
+    `metrics` are names in `SUITE`, by default all that apply; `dataset` is where real images come from, as in
+    `open_dataset`; `prompt` that of a Stable Diffusion model, held fixed; `attributes` as in `open_attributes`, or None
+    (`"auto"`: the faces' own factors where the data set is faces). `profile` names the sizes, and `sizes` replaces
+    single ones; records of one `seed` compare in pairs. `cache` and `processes` are those of `cached`.
     """
     chosen_sizes, place = sizes_of(profile, sizes), resolve_device(device)
     chosen = list(SUITE) if metrics is None else list(dict.fromkeys(metrics))
@@ -472,7 +419,7 @@ def evaluate(
     if metrics is not None and left_out:
         raise ValueError("; ".join(f"{metric} cannot be measured: {reason}" for metric, reason in left_out.items()))
     if "separability" in chosen and "separability" not in left_out:
-        run.attributes  # noqa: B018 - if there are none, say so before hours of sampling
+        open_attributes(labels)  # if there are none, say so before hours of sampling
     measurements: dict[str, Measurement] = {}
     with cached(cache, progress=progress, processes=processes):
         bar = tqdm([metric for metric in chosen if metric not in left_out], disable=not progress)

@@ -5,9 +5,8 @@ With the moments μ and Σ of two samples of features, rows of a (n, d) and b (m
     FID = ‖μ_a − μ_b‖² + Tr Σ_a + Tr Σ_b − 2 Tr (Σ_a Σ_b)^½    (Heusel et al. 2017),
     KID = mean_{i≠j} k(a_i, a_j) + mean_{i≠j} k(b_i, b_j) − 2 mean_{i,j} k(a_i, b_j)    (Bińkowski et al. 2018).
 
-With any roots of the covariances, AᵀA = Σ_a and BᵀB = Σ_b, the last term of FID is a nuclear norm: Tr (Σ_a Σ_b)^½ =
-‖A Bᵀ‖_*. The centred features are such roots, and so are Cholesky factors; the smaller product is taken. FID falls as
-samples grow, KID is unbiased; both intervals are jackknives over both sets at once, row i in group i modulo 20.
+With AᵀA = Σ_a and BᵀB = Σ_b, centred features or Cholesky factors, Tr (Σ_a Σ_b)^½ is the nuclear norm ‖A Bᵀ‖_*. Both
+intervals are jackknives over both sets at once, row i in group i modulo 20.
 """
 
 from __future__ import annotations
@@ -22,20 +21,15 @@ from scipy.linalg import svdvals
 from scipy.linalg.lapack import dpstrf
 from torch import Tensor
 
-from isodiff.metrics.measure import GROUPS, Measurement, over_points
+from isodiff.metrics.measure import GROUPS, Measurement, finite, over_points
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.bool_]
 Facts = Mapping[str, Any] | None
-_CHUNK = 64  # images whose features are kept in one file: a killed run loses no more
-_BATCH = 16  # images at a time
 
 
 def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
-    """Return the squared Fréchet distance of the Gaussians with the moments of two samples (FID on Inception features).
-
-    (n, d) and (m, d), n, m ≥ 2; covariances with n − 1 in the denominator, in float64. Biased upwards by O(1/n + 1/m).
-    """
+    """Return the squared Fréchet distance of Gaussians with the moments (n − 1) of two samples, (n, d) and (m, d)."""
     a, b = _check_features(a, b, 2)
     return _frechet_of_rows(a, b)(np.ones(len(a), bool), np.ones(len(b), bool))
 
@@ -47,10 +41,7 @@ def kernel_distance(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def fid(real: ArrayLike, generated: ArrayLike, *, seed: int = 0, protocol: Facts = None) -> Measurement:
-    """Measure FID of features, (n, d) and (m, d), n, m ≥ 20, rows in random order, with its jackknife interval.
-
-    The interval is for the mean of FID at these sample sizes. `protocol` is what else decides the number.
-    """
+    """Measure FID of features, (n, d) and (m, d), n, m ≥ 20, rows in random order; the interval is at these sizes."""
     real, generated = _check_features(real, generated, GROUPS)
     distance = _frechet_of_rows(real, generated)
     kept = [(np.arange(len(real)) % GROUPS != g, np.arange(len(generated)) % GROUPS != g) for g in range(-1, GROUPS)]
@@ -75,16 +66,13 @@ def _facts(real: Array, generated: Array, seed: int, protocol: Facts) -> dict[st
 def fid_curve(real: ArrayLike, generated: ArrayLike, *, repeats: int = 2, seed: int = 0) -> dict[str, Any]:
     """Return FID at n/8, n/4, n/2 and n rows and its limit, the intercept of a line in 1/n (FID∞, Chong & Forsyth).
 
-    `repeats` counts random orders of the rows. Chong and Forsyth shrink the generated set only; real images are few as
-    well. The intercept is free of either set's bias once n exceeds d (2,048 for Inception).
+    Both sets are shrunk, in `repeats` random orders. The intercept is free of bias once n exceeds d.
     """
     real, generated = _check_features(real, generated, 4)
     sizes = sorted({max(2, min(len(real), len(generated)) // parts) for parts in (8, 4, 2, 1)})
     random = np.random.default_rng(seed)
-    values = np.empty((repeats, len(sizes)))
-    for row in values:
-        a, b = random.permutation(real), random.permutation(generated)
-        row[:] = [frechet_distance(a[:size], b[:size]) for size in sizes]
+    orders = [(random.permutation(real), random.permutation(generated)) for _ in range(repeats)]
+    values = np.array([[frechet_distance(a[:size], b[:size]) for size in sizes] for a, b in orders])
     slopes, intercepts = np.polyfit(1 / np.array(sizes), values.T, 1)  # of each repeat; their mean is the means' line
     line = {"intercept": float(intercepts.mean()), "slope": float(slopes.mean()), "intercepts": intercepts.tolist()}
     facts = {"num_features": real.shape[1], "repeats": repeats, "seed": seed}
@@ -92,65 +80,43 @@ def fid_curve(real: ArrayLike, generated: ArrayLike, *, repeats: int = 2, seed: 
 
 
 def extract_features(images: NDArray[np.uint8], extractor: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
-    """Return the features (N, d) of images (N, 1 or 3, H, W), kept under a hash of the pixels they were made from.
-
-    `extractor` is such as `inception_features`, with a ``protocol`` that says what decides its numbers.
-    """
+    """Return the features (N, d) of images (N, 1 or 3, H, W) by such as `inception_features`, kept by their digest."""
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4 or not len(images):
-        got = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
+        got = f"{getattr(images, 'dtype', type(images).__name__)} {getattr(images, 'shape', '')}"
         raise ValueError(f"images must be a uint8 array (N, 1 or 3, H, W) with N ≥ 1; got {got}")
 
     def compute(chunk: NDArray[np.uint8], start: int) -> dict[str, np.ndarray]:
-        batches = torch.from_numpy(np.ascontiguousarray(chunk)).split(_BATCH)
+        batches = torch.from_numpy(np.ascontiguousarray(chunk)).split(16)
         return {"features": np.concatenate([extractor(batch).cpu().numpy() for batch in batches])}
 
-    return over_points(compute, images, size=_CHUNK, what="features", extractor=dict(extractor.protocol))["features"]
+    return over_points(compute, images, size=64, what="features", extractor=dict(extractor.protocol))["features"]
 
 
 def _frechet_of_rows(a: Array, b: Array) -> Callable[[Rows, Rows], float]:
     """Return FID as a function of the rows that are kept."""
     offset = b.mean(0)  # FID is invariant under translation; sums of squares are exact near the mean
     a, b = a - offset, b - offset
-    root_trace = _gram_root_trace(a, b) if len(a) * len(b) < a.shape[1] ** 2 else _covariance_root_trace(a, b)
+    few = len(a) * len(b) < a.shape[1] ** 2  # then the centred features are the smaller roots
+    sums_a, sums_b = (None, None) if few else (a.T @ a, b.T @ b)
 
-    def distance(rows_a: Rows, rows_b: Rows) -> float:
-        kept_a, kept_b = a[rows_a], b[rows_b]
-        traces = kept_a.var(0, ddof=1).sum() + kept_b.var(0, ddof=1).sum()
-        return float(np.square(kept_a.mean(0) - kept_b.mean(0)).sum() + traces - 2 * root_trace(rows_a, rows_b))
-
-    return distance
-
-
-def _gram_root_trace(a: Array, b: Array) -> Callable[[Rows, Rows], float]:
-    """Tr (Σ_a Σ_b)^½ from the centred features themselves: n × m products, of which replicates are parts."""
-    products = a @ b.T
-
-    def root_trace(rows_a: Rows, rows_b: Rows) -> float:
-        kept = products[np.ix_(rows_a, rows_b)]
-        kept -= kept.mean(0)
-        kept -= kept.mean(1, keepdims=True)
-        return svdvals(kept, overwrite_a=True, check_finite=False).sum() / np.sqrt(np.subtract(kept.shape, 1).prod())
-
-    return root_trace
-
-
-def _covariance_root_trace(a: Array, b: Array) -> Callable[[Rows, Rows], float]:
-    """Tr (Σ_a Σ_b)^½ from d × d factors: the few rows that a replicate leaves out are taken from the sums of all."""
-    sums = [rows.T @ rows for rows in (a, b)]
-
-    def root(x: Array, total: Array, rows: Rows) -> Array:
+    def root(x: Array, sums: Array | None, rows: Rows) -> Array:
         n, mean, dropped = rows.sum(), x[rows].mean(0), x[~rows]
-        covariance = (total - dropped.T @ dropped - n * np.outer(mean, mean)) / (n - 1)
+        if few:
+            return (x[rows] - mean) / np.sqrt(n - 1)
+        covariance = (sums - dropped.T @ dropped - n * np.outer(mean, mean)) / (n - 1)
         factor, pivots, rank, _ = dpstrf(covariance)  # pivoted, so that a singular covariance has a root as well
         unpivoted = np.empty_like(factor[:rank])
         unpivoted[:, pivots - 1] = np.triu(factor)[:rank]
         return unpivoted
 
-    def root_trace(rows_a: Rows, rows_b: Rows) -> float:
-        product = root(a, sums[0], rows_a) @ root(b, sums[1], rows_b).T
-        return svdvals(product, overwrite_a=True, check_finite=False).sum() if product.size else 0.0
+    def distance(rows_a: Rows, rows_b: Rows) -> float:
+        kept_a, kept_b = a[rows_a], b[rows_b]
+        traces = kept_a.var(0, ddof=1).sum() + kept_b.var(0, ddof=1).sum()
+        product = root(a, sums_a, rows_a) @ root(b, sums_b, rows_b).T
+        root_trace = svdvals(product, overwrite_a=True, check_finite=False).sum() if product.size else 0.0
+        return float(np.square(kept_a.mean(0) - kept_b.mean(0)).sum() + traces - 2 * root_trace)
 
-    return root_trace
+    return distance
 
 
 def _combine(blocks: list[tuple[int, Array, Array]], reduce: Callable[[Array], Array]) -> Array:
@@ -177,14 +143,7 @@ def _kernel_blocks(a: Array, b: Array, groups: int) -> list[tuple[int, Array, Ar
 
 def _check_features(a: ArrayLike, b: ArrayLike, needed: int) -> tuple[Array, Array]:
     """Return two sets of features in float64 if each has the rows needed, finite and of one dimension."""
-    a, b = (np.asarray(rows, dtype=np.float64) for rows in (a, b))
-    for name, rows in (("first", a), ("second", b)):
-        if rows.ndim != 2 or rows.shape[1] < 1:
-            raise ValueError(f"the {name} features must have shape (n, d); got {rows.shape}")
-        if len(rows) < needed:
-            raise ValueError(f"the {name} features have {len(rows)} rows; at least {needed} are needed")
-        if not np.isfinite(rows).all():
-            raise ValueError(f"the {name} features must be finite; got {(~np.isfinite(rows)).sum()} NaN or infinite")
+    a, b = finite(a, "first features", needed, 1), finite(b, "second features", needed, 1)
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"features must have one dimension; got {a.shape[1]} and {b.shape[1]}")
     return a, b

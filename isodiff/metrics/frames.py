@@ -5,9 +5,8 @@ With frames x₀ … x_N of a pair of images a and b, d the LPIPS distance, dᵢ
     PPL = Σ dᵢ, or as a mean d̄ = Σ dᵢ / N        PDV = √(Σ (dᵢ − d̄)² / N)        largest step = max dᵢ
     jerkiness = max dᵢ / d̄ = N max dᵢ / Σ dᵢ     end distance = (d(x₀, a) + d(x_N, b)) / 2
 
-(PPL and PDV of frames: Saito and Matsubara 2025). Jerkiness has no scale: 1 at constant speed, N for one jump, whatever
-the length. Over n pairs each is a mean with Student's interval, m ± t(0.975; n − 1) s / √n. As LPIPS is of second order
-in a small change, twice as many frames about halve the sum and quarter the mean: compare at equal N, size and network.
+(PPL and PDV of frames: Saito and Matsubara 2025). Over n pairs each is a mean with Student's interval. As LPIPS is of
+second order in a small change, twice as many frames about halve the sum and quarter the mean: compare at equal N.
 """
 
 from __future__ import annotations
@@ -25,12 +24,11 @@ from scipy.stats import t as student
 from torch import Tensor
 from tqdm import tqdm
 
-from isodiff.datasets import Morph, open_morphs
+from isodiff.datasets import open_morphs
 from isodiff.files import resolve_device
-from isodiff.metrics import Record, git_revision, perceptual_distance, versions
 from isodiff.metrics.interpolation import smoothness
-from isodiff.metrics.measure import Arrays, Measurement, content_digest, over_points
-from isodiff.metrics.networks import Net
+from isodiff.metrics.measure import Arrays, Measurement, Record, content_digest, git_revision, over_points, versions
+from isodiff.metrics.networks import Net, perceptual_distance
 from isodiff.metrics.path_length import Distance, describe, measure_all
 
 DEFINITIONS = {
@@ -53,9 +51,9 @@ CAUTIONS = {
 def frame_statistics(distances: ArrayLike) -> dict[str, float]:
     """Return PPL as sum and mean, PDV, largest step and jerkiness of one path's adjacent distances, (N,) with N ≥ 1."""
     d = np.asarray(distances, dtype=float)
-    steps = {name: float(value[0]) for name, value in smoothness(d[None])._asdict().items()}
-    spread = {"pdv": math.sqrt(steps["variance"]), "largest_step": steps["maximum"], "jerkiness": steps["jerkiness"]}
-    return {"ppl_sum": float(d.sum()), "ppl_mean": steps["mean"], **spread}
+    mean, maximum, variance, jerkiness = (float(of_path[0]) for of_path in smoothness(d[None]))
+    spread = {"pdv": math.sqrt(variance), "largest_step": maximum, "jerkiness": jerkiness}
+    return {"ppl_sum": float(d.sum()), "ppl_mean": mean, **spread}
 
 
 def student_interval(values: ArrayLike) -> tuple[float, float] | None:
@@ -92,9 +90,8 @@ def evaluate_frames(
 ) -> Record:
     """Measure paths that lie as frames in folders, one a pair, or in one folder with a sub-folder a pair.
 
-    Folders, `originals` and `resolution` are those of `open_morphs`, which checks every image before a network is
-    loaded; `name` is what the record calls the frames. It has ``<statistic>_<net>`` for the keys of `DEFINITIONS`, a
-    replicate a pair, and the steps of each path in the details of ``ppl_sum``. Inside `cached` finished work is kept.
+    Folders, `originals` and `resolution` are those of `open_morphs`. The record, of the frames' `name`, has
+    ``<statistic>_<net>`` for the keys of `DEFINITIONS`, and the steps of each path in the details of ``ppl_sum``.
     """
     morphs, place = open_morphs(folders, originals=originals, resolution=resolution), resolve_device(device)
     distances = {net: perceptual_distance(net, device=place) for net in nets}
@@ -110,7 +107,11 @@ def evaluate_frames(
             pairs = torch.cat([pairs, torch.stack([frames[[0, -1, 0, -1]], ends[[0, 1, 1, 0]]], 1)])
         for net, d in pair_distances(pairs, distances).items():
             found[net].append(d)
-    protocol, measured = _protocol(morphs, resolution), {}
+    alike = [{key: morph.facts[key] for key in ("pair", "frames", "size")} for morph in morphs]
+    protocol: dict[str, Any] = {key: sorted({one[key] for one in alike}) for key in ("frames", "size")}
+    protocol["resize"] = "none" if resolution is None else f"central square, Lanczos, to {resolution} pixels"
+    protocol |= {"pairs": content_digest(*map(str, alike))[:12], "interval": "Student's t over pairs, 95 %"}
+    measured = {}
     for net, described in describe(distances).items():
         steps = [d[: len(morph.frames) - 1] for morph, d in zip(morphs, found[net], strict=True)]
         rows = [frame_statistics(d) for d in steps]
@@ -135,14 +136,3 @@ def evaluate_frames(
     facts = {"dataset": f"originals {content_digest(*known)[:12]}" if known else "no originals", "device": place.type}
     facts |= {"model": name, "digest": content_digest(*digests), "profile": "frames", "seed": 0, "settings": settings}
     return Record(**facts, versions=versions(), revision=git_revision(), measurements=measured, left_out=left_out)
-
-
-def _protocol(morphs: Sequence[Morph], resolution: int | None) -> dict[str, Any]:
-    """Return what decides the numbers beside the pixels; only numbers of one protocol compare in pairs."""
-    alike = [{key: morph.facts[key] for key in ("pair", "frames", "size")} for morph in morphs]
-    return {
-        **{key: sorted({one[key] for one in alike}) for key in ("frames", "size")},
-        "resize": "none" if resolution is None else f"central square, Lanczos, to {resolution} pixels",
-        "pairs": content_digest(*map(str, alike))[:12],
-        "interval": "Student's t over pairs, 95 %",
-    }

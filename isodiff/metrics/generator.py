@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from isodiff.diffusion import autoencoder_of, ddim_sample, latent_shape, latents_to_images
 from isodiff.metrics.measure import content_digest
 
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
-
-_FLOAT = torch.float32
 Generate = Callable[[Tensor], Tensor]  # latents (B, C, H, W) to images (B, C', H', W'), nominally in [−1, 1]
 
 
 class Generator:
-    """The sampler of one model, x_T ↦ x₀ by DDIM at η = 0 in `num_steps` steps, through a decoder if there is one.
-
-    `shape` is that of a latent, (C, H, W); `digest` the SHA-256 of all that an image depends on.
-    """
+    """The sampler of one model, x_T ↦ x₀ by DDIM at η = 0 in `num_steps` steps, through a decoder if there is one."""
 
     def __init__(self, pipeline: DiffusionPipeline, num_steps: int = 20) -> None:
         self.unet, self.scheduler, self.num_steps = pipeline.unet, pipeline.scheduler, num_steps
@@ -55,17 +48,11 @@ def model_digest(pipeline: DiffusionPipeline) -> str:
     return content_digest(json.dumps(settings, default=str), *parts)
 
 
-def draw_latents(
-    shape: tuple[int, ...], start: int, stop: int, *, seed: int, stream: str = "latents", dtype: torch.dtype = _FLOAT
-) -> Tensor:
-    """Draw the standard normal latents with the numbers ``start … stop − 1``, (stop − start, *shape), on the CPU.
-
-    Each is a function of (seed, stream, number) alone, and drawn in float32 whatever the `dtype`.
-    """
+def draw_latents(shape: tuple[int, ...], start: int, stop: int, *, seed: int, stream: str = "latents") -> Tensor:
+    """Draw the normal latents number start … stop − 1 on the CPU, each a function of (seed, stream, number) alone."""
     if not 0 <= start < stop:
         raise ValueError(f"start and stop must satisfy 0 ≤ start < stop; got {start} and {stop}")
-    rows = [torch.randn(shape, generator=number_generator(seed, stream, index)) for index in range(start, stop)]
-    return torch.stack(rows).to(dtype)
+    return torch.stack([torch.randn(shape, generator=number_generator(seed, stream, i)) for i in range(start, stop)])
 
 
 def number_generator(seed: int, stream: str, index: int) -> torch.Generator:

@@ -2,15 +2,15 @@ r"""Paths between given images, by every method, on the same pairs: are they sho
 
 Two images are inverted to a noise level τ, x₀ → x_τ; a *method* draws a path between the two points, and its nodes are
 sampled, x_τ → x₀. The images in between are judged by LPIPS between neighbours (PPL its sum over a path, PDV its
-standard deviation, Saito and Matsubara 2025) and, of faces, by the renderer that knows them. As blur shortens every
-perceptual path, the detail of the images in between stands beside it.
+standard deviation, Saito and Matsubara 2025), by their detail, as blur shortens every perceptual path, and, of faces,
+by the renderer that knows them.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,14 +19,12 @@ from torch import Tensor
 
 from isodiff import geometry
 from isodiff.datasets import check_images
+from isodiff.diffusion import NoiseLevel
 from isodiff.editing import Path, traverse
 from isodiff.metrics.generator import Generate, draw_latents
-from isodiff.metrics.measure import Arrays, Measurement, content_digest, full_precision, over_points, over_units
+from isodiff.metrics.measure import Arrays, Measurement, content_digest, finite, full_precision, over_points, over_units
 from isodiff.metrics.path_length import Distance, describe, measure
 from isodiff.metrics.truth import check_walks, excess_variation, fit_faces, means, straightness
-
-if TYPE_CHECKING:
-    from isodiff.diffusion import NoiseLevel
 
 Array = NDArray[np.float64]
 
@@ -51,9 +49,9 @@ def adjacent_distances(frames: Tensor, distance: Distance) -> Tensor:
 
 def smoothness(distances: ArrayLike) -> Smoothness:
     """Summarise the distances (P, N) between adjacent frames of each path."""
-    d = np.asarray(distances, dtype=float)
-    if d.ndim != 2 or 0 in d.shape or not np.isfinite(d).all() or (d < 0).any():
-        raise ValueError(f"distances must be finite, not negative and of shape (P, N), P and N ≥ 1; got {d.shape}, {d}")
+    d = finite(distances, "distances", 1, 1)
+    if (d < 0).any():
+        raise ValueError(f"distances must not be negative; got {d.min()}")
     mean, maximum = d.mean(axis=1), d.max(axis=1)
     if (mean == 0).any():
         raise ValueError(f"path {int(mean.argmin())} is one image throughout, so that it has no jerkiness")
@@ -74,8 +72,7 @@ def path_smoothness(
     """Measure how evenly images change along paths: ``step_mean``, ``_maximum``, ``_variance`` and ``_jerkiness``.
 
     Path i runs from latent 2i to latent 2i + 1 of the stream ``"paths"``, those of `path_truth`, in num_points ≥ 3
-    frames, by a named function. Maximum and variance depend on N: compare at equal N. LPIPS is of second order in a
-    small change, so that its jerkiness is nearer to that of squared speed.
+    frames, by a named function. Compare at equal num_points.
     """
     check_walks(num_pairs, num_points, path, "path")
     protocol = describe({"distance": distance})["distance"] | {"num_points": num_points, "path": path.__name__}
@@ -96,9 +93,6 @@ def path_smoothness(
     }
 
 
-# Methods
-
-
 class Paths(NamedTuple):
     """What a method draws: nodes (B, N + 1, *S), and of one that tests it, whether and why not each pair converged."""
 
@@ -116,8 +110,7 @@ class Ends(NamedTuple):
     image_b: Tensor
 
 
-Method = Callable[["NoiseLevel", Ends, int], Paths]
-"""Draws paths of N segments between the ends at a level."""
+Method = Callable[[NoiseLevel, Ends, int], Paths]  # draws paths of N segments between the ends at a level
 
 
 def _closed(path: Callable[[Tensor, Tensor, float], Tensor]) -> Method:
@@ -129,10 +122,7 @@ def _closed(path: Callable[[Tensor, Tensor, float], Tensor]) -> Method:
 
 
 def _norm_aware(level: NoiseLevel, ends: Ends, num_segments: int) -> Paths:
-    """Draw norm-aware paths between the ends brought to the norm of noise, which comes off again linearly.
-
-    Images are shorter than noise: the published cost, made for x_T, would send the path out to √(n−1) and back.
-    """
+    """Draw norm-aware paths between the ends brought to the norm of noise, for which the cost is made, and back."""
     noise = (ends.a[0].numel() - 1) ** 0.5
     share_a, share_b = ((x.flatten(1).norm(dim=1) / noise).view(-1, *[1] * x.ndim) for x in (ends.a, ends.b))
     nodes = geometry.norm_aware_path(ends.a / share_a[:, 0], ends.b / share_b[:, 0], num_segments)
@@ -164,14 +154,10 @@ def _tangential(level: NoiseLevel, ends: Ends, num_segments: int) -> Paths:
     return Paths(found.path, found.converged, found.reason)
 
 
-CLOSED_FORM: dict[str, Method] = {
-    "lerp": _closed(geometry.lerp),
-    "slerp": _closed(geometry.slerp),
-    "noise_diffusion": _noise_diffusion,
-}
-"""Methods that cost nothing beside the sampling."""
+# methods that cost nothing beside the sampling, and those that search for their path, two with the model's score
+CLOSED_FORM: dict[str, Method] = {name: _closed(getattr(geometry, name)) for name in ("lerp", "slerp")}
+CLOSED_FORM["noise_diffusion"] = _noise_diffusion
 SOLVED: dict[str, Method] = {"norm_aware": _norm_aware, "density": _density, "tangential": _tangential}
-"""Methods that search for their path, the last two with the model's score."""
 
 
 def interpolation_quality(
@@ -188,38 +174,27 @@ def interpolation_quality(
 ) -> dict[str, Measurement]:
     """Draw paths of N segments between pairs of images by one method, and judge every `stride`-th image along them.
 
-    Pair i is images 2i and 2i + 1, (2P, C, H, W) in [−1, 1]; `seed` is theirs, for the record. The level's scheduler
-    should not clip, so that the ends come back. `faces` are rendered ones, whose truth is known. Means over pairs:
+    Pair i is images 2i and 2i + 1, (2P, C, H, W) in [−1, 1]; `seed` is theirs, and the protocol holds their digest. The
+    level should not clip, so that the ends come back; `faces` are rendered ones. Means over pairs:
 
     - ``length``: Σ distance of neighbours (PPL); ``unevenness``: their standard deviation (PDV); ``jerkiness``.
-    - ``detail``: mean squared difference of neighbouring pixels of the images in between, over that of the ends: below
-      1 for blur; ``endpoint_error``: mean squared difference of the sampled ends and the images.
-    - of faces, ``distance``: mean squared re-rendering error of the images in between, ``excess`` and ``straightness``
-      of their factors.
+    - ``detail``: mean squared difference of neighbouring pixels in between, over that of the ends: below 1 for blur.
+    - ``endpoint_error``: mean squared difference of the sampled ends and the images.
+    - of faces in between, ``distance``: mean squared re-rendering error; ``excess``, ``straightness`` of their factors.
     - ``relative_energy``: tangential energy of the path, ρ = 10⁻³, over the lower bound ½‖ŝ(b) − ŝ(a)‖².
-    - ``seconds`` to draw the path, on the machine of the record; ``converged``: share, 1 where nothing tests it, with
-      the reasons as details.
-
-    Costs (3 + refinements) · steps evaluations an image to invert, and N/stride + 1 samplings a pair. Methods and
-    models compare on the same images only: the protocol holds their digest.
+    - ``seconds`` to draw the path; ``converged``: share, 1 where nothing tests it, with the reasons as details.
     """
     if (draw := (CLOSED_FORM | SOLVED).get(method)) is None:
         raise ValueError(f"method must be one of {', '.join([*CLOSED_FORM, *SOLVED])}; got {method!r}")
     images = check_images(images, len(images), name="images")
     if len(images) < 4 or len(images) % 2:
         raise ValueError(f"images must be pairs, at least 2; got {len(images)} images")
-    if num_segments < 2 or stride < 1 or num_segments % stride or num_segments // stride < 2:
-        needed = "num_segments must be a multiple of stride, at least twice as large"
-        raise ValueError(f"{needed}; got {num_segments} and {stride}")
+    if stride < 1 or num_segments % stride or num_segments < 2 * stride:
+        raise ValueError(f"num_segments must be a multiple of stride, at least twice; got {num_segments} and {stride}")
     inverting = {"t": level.t, "num_steps": level.num_steps, "refinements": refinements}
-    key = inverting | {
-        "method": method,
-        "num_segments": num_segments,
-        "stride": stride,
-        "clip_sample": level.schedule.clip is not None,
-        **describe({"distance": distance})["distance"],
-        **(TANGENTIAL if method == "tangential" else {}),
-    }
+    key = inverting | {"method": method, "num_segments": num_segments, "stride": stride}
+    key |= {"clip_sample": level.schedule.clip is not None, **describe({"distance": distance})["distance"]}
+    key |= TANGENTIAL if method == "tangential" else {}
     pairs = images.unflatten(0, (-1, 2))
 
     def invert(outer: Tensor, start: int) -> Arrays:
@@ -249,8 +224,7 @@ def interpolation_quality(
             **(fit_faces(frames) if faces else {}),
         }
 
-    with torch.no_grad(), full_precision():
-        # the ends are the same whatever the method
+    with torch.no_grad(), full_precision():  # the ends are the same whatever the method
         inverted = over_points(invert, pairs, size=8, what="ends of paths", **inverting)["points"]
         arrays = over_points(compute, pairs, size=4, what=f"paths by {method}", faces=faces, **key)
     steps = smoothness(arrays["steps"])
@@ -258,7 +232,7 @@ def interpolation_quality(
         "length": arrays["steps"].sum(axis=1),
         "unevenness": np.sqrt(steps.variance),
         "jerkiness": steps.jerkiness,
-        **{key: arrays[key] for key in ("detail", "endpoint_error", "relative_energy", "seconds", "converged")},
+        **{name: arrays[name] for name in ("detail", "endpoint_error", "relative_energy", "seconds", "converged")},
     }
     if faces:
         values["distance"] = arrays["error"][:, 1:-1].mean(axis=1)

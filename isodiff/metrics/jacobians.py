@@ -4,8 +4,7 @@ With J the Jacobian at one point, G = JᵀJ is the metric that the map pulls bac
 σᵢ² the eigenvalues of G (Eq. 10 of Hahm et al. 2024 prints σᵢ = λᵢ²; what holds is σᵢ = √λᵢ). A scaled isometry has
 G = c² I with one c everywhere. The map is any f from (B, *S) to (B, *M), row by row: the encoder X_t → H, about which
 the paper's figures are, or the whole sampler x_T → x₀, about which its claim is. Jacobians are taken on the tangent
-space at x of the sphere through x, J (I − x̂x̂ᵀ). Of every driver x are points (n, *S), and `batch_size` changes values
-by rounding alone (the graph of 20 steps of a sampler takes about 0.26 GiB a point on faces32).
+space at x of the sphere through x, J (I − x̂x̂ᵀ). Of every driver x are points (n, *S).
 """
 
 from __future__ import annotations
@@ -13,31 +12,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from diffusers import SchedulerMixin, UNet2DModel
+from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import eigh
 from torch import Tensor
 
+from isodiff import geometry
 from isodiff.diffusion import NoiseSchedule, encode
-from isodiff.geometry import (
-    Map,
-    anisotropy,
-    dense_jacobian,
-    isometry_loss,
-    restrict_to_mean,
-    singular_values,
-    trace_samples,
-)
-from isodiff.metrics.generator import draw_latents, number_generator
-from isodiff.metrics.measure import Measurement, is_cached, leave_groups_out, over_points
-
-if TYPE_CHECKING:
-    from diffusers import SchedulerMixin, UNet2DModel
-    from numpy.typing import ArrayLike, NDArray
-
-    from isodiff.metrics.generator import Generator
+from isodiff.geometry import Map, anisotropy
+from isodiff.metrics.generator import Generator, draw_latents, number_generator
+from isodiff.metrics.measure import Measurement, finite, is_cached, leave_groups_out, over_points
 
 Method = Literal["auto", "dense", "iterative"]
 Form = Literal["sigma", "sigma_squared", "affine-invariant"]
@@ -47,28 +35,20 @@ _PROBES = 4  # at each point, of the traces behind anisotropy
 
 
 def condition_number(sigma: ArrayLike | Tensor) -> float:
-    """Return the mean condition number, ``MCN = Eₓ[σ₁ / σₖ]`` ≥ 1 (Hahm et al. 2024); 1 is conformal on k directions.
-
-    `sigma` holds the k leading singular values at n points, (n, k), each row descending and positive.
-    """
+    """Return ``MCN = Eₓ[σ₁ / σₖ]`` ≥ 1 of the k leading singular values at n points, (n, k) (Hahm et al. 2024)."""
     return float(_condition_numbers(sigma).mean())
 
 
 def _condition_numbers(sigma: ArrayLike | Tensor) -> NDArray[np.floating]:
     values = _check_sigma(sigma, minimum=1)
-    if (values[:, -1] == 0).any():
-        raise ValueError(
-            f"the last of the {values.shape[1]} singular values of row {int((values[:, -1] == 0).argmax())} is 0, so "
-            "the rank is less than k and the condition number infinite; expected positive values, take a smaller k"
-        )
+    if (zero := values[:, -1] == 0).any():
+        last = f"singular value {values.shape[1]} of row {int(zero.argmax())} is 0"
+        raise ValueError(f"{last}, so that the rank is less than k; take a smaller k")
     return values[:, 0] / values[:, -1]
 
 
 def metric_variance(sigma: ArrayLike | Tensor) -> float:
-    """Return the variation of the metric from point to point, ``VoR = Σᵢ Varₙ[σᵢ]`` (Eq. 11, Hahm et al. 2024).
-
-    `sigma` is (n, k), n ≥ 2, each row descending; the variance is divided by n.
-    """
+    """Return ``VoR = Σᵢ Varₙ[σᵢ]`` (Eq. 11, Hahm et al. 2024) of singular values (n, k), n ≥ 2; divided by n."""
     return float(_check_sigma(sigma, minimum=2).var(axis=0).sum())
 
 
@@ -77,20 +57,14 @@ def affine_invariant_variance(metrics: ArrayLike | Tensor) -> float:
 
     ``Ḡ`` is the arithmetic mean of the ``Gₙ``. It is the same for ``AᵀGA`` with any invertible ``A``.
     """
-    matrices = _float64(metrics, "metrics")
-    if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2] or matrices.shape[1] == 0 or len(matrices) < 2:
-        raise ValueError(f"metrics must have shape (n, k, k) with n ≥ 2, got {matrices.shape}")
-    if (np.abs(matrices - matrices.mT) > 1e-6 * np.abs(matrices).max(axis=(1, 2), keepdims=True)).any():
-        raise ValueError("metrics must be symmetric, got matrices that differ from their transposes")
+    matrices = finite(metrics, "metrics", 2, 1, 1)
     try:
         eigenvalues = np.array([eigh(matrix, matrices.mean(axis=0), eigvals_only=True) for matrix in matrices])
     except np.linalg.LinAlgError as error:
         raise ValueError(f"the mean metric must be positive definite: {error}; take fewer directions") from error
     if eigenvalues.min() <= 0:
-        raise ValueError(
-            f"metrics must be positive definite, got a smallest relative eigenvalue of {eigenvalues.min():.3g} at row "
-            f"{int(eigenvalues.min(axis=1).argmin())}; take fewer directions"
-        )
+        row = int(eigenvalues.min(axis=1).argmin())
+        raise ValueError(f"metrics must be positive definite, which that at row {row} is not; take fewer directions")
     return float((np.log(eigenvalues) ** 2).sum(axis=1).mean())
 
 
@@ -107,10 +81,7 @@ class DescribedMap:
 
 
 def encoder_map(unet: UNet2DModel, t: int, *, pooling: Literal["mean"] | None = None, **facts: str) -> DescribedMap:
-    """Return the encoder X_t → H at one step; `facts` are for the protocol.
-
-    `pooling` ``"mean"`` averages h over all pixels, as the authors' code does and the paper does not say.
-    """
+    """Return the encoder X_t → H at one step; `pooling` ``"mean"`` averages h over pixels, as in the authors' code."""
     if pooling not in (None, "mean"):
         raise ValueError(f"pooling must be None or 'mean', got {pooling!r}")
 
@@ -137,22 +108,17 @@ def noisy_images(scheduler: SchedulerMixin, x_0: Tensor, t: int, *, seed: int) -
 def singular_spectrum(
     f: Map, x: Tensor, k: int, *, method: Method = "auto", seed: int = 0, batch_size: int = 16
 ) -> np.ndarray:
-    """Return the ``k`` leading singular values of the Jacobian at every point, (n, k), each row descending.
+    """Return the k leading singular values at each point, (n, k): exact by ``"dense"``, to 1 % by ``"iterative"``."""
+    facts = _facts(f, x, k, method=method)
 
-    `method` is ``"dense"``, exact, ``"iterative"``, to a per cent (Krylov), or ``"auto"``, the one with fewer products.
-    """
-    return _spectrum(f, x, _facts(f, x, k, method=method), seed, batch_size)
-
-
-def _spectrum(f: Map, x: Tensor, facts: Mapping[str, Any], seed: int, batch_size: int) -> np.ndarray:
     def compute(points: Tensor, start: int) -> dict[str, np.ndarray]:
         if facts["method"] == "dense":
             with torch.no_grad():
-                jacobian = _finite(dense_jacobian(f, points, tangent=True), "Jacobian")
-            values = torch.linalg.svdvals(jacobian)[:, : facts["k"]]
+                jacobian = _finite(geometry.dense_jacobian(f, points, tangent=True), "Jacobian")
+            values = torch.linalg.svdvals(jacobian)[:, :k]
         else:
             options = {"criterion": "values", "tolerance": _TOLERANCE, "generator": number_generator(seed, "krylov", 0)}
-            values = singular_values(f, points, facts["k"], tangent=True, **options)
+            values = geometry.singular_values(f, points, k, tangent=True, **options)
         return {"values": _finite(values, "singular values").cpu().numpy()}
 
     return over_points(compute, x, size=batch_size, what="singular values", version=1, seed=seed, **facts)["values"]
@@ -161,7 +127,7 @@ def _spectrum(f: Map, x: Tensor, facts: Mapping[str, Any], seed: int, batch_size
 def mean_condition_number(f: Map, x: Tensor, *, k: int, seed: int = 0, batch_size: int = 16) -> Measurement:
     """Measure `condition_number` at n ≥ 2 points; k decides the number as much as the model does."""
     facts = _facts(f, x, k, minimum=2)
-    sigma = _spectrum(f, x, facts, seed, batch_size)
+    sigma = singular_spectrum(f, x, k, seed=seed, batch_size=batch_size)
     fields = {"protocol": facts | {"convention": "sigma"}, "details": {"mean_sigma": sigma.mean(0).tolist()}}
     return Measurement.from_units("mcn", _condition_numbers(sigma), unit="points", seed=seed, **fields)
 
@@ -172,7 +138,7 @@ def map_variance(
     """Measure the variation of the pulled-back metric over n ≥ 3 points, with its jackknife interval.
 
     `form` is ``"sigma"``, `metric_variance`; ``"sigma_squared"``, that of the σᵢ²; or ``"affine-invariant"``,
-    `affine_invariant_variance` of G on the k leading directions of the mean metric, as the full one has no inverse.
+    `affine_invariant_variance` of G on the k leading directions of the mean metric.
     """
     if form not in get_args(Form):
         raise ValueError(f"form must be one of {get_args(Form)}, got {form!r}")
@@ -182,13 +148,13 @@ def map_variance(
 
         def compute(points: Tensor, start: int) -> dict[str, np.ndarray]:
             options = {"dense": facts["method"] == "dense", "generator": number_generator(seed, "krylov", 0)}
-            metrics = restrict_to_mean(f, points, k, tangent=True, tolerance=_TOLERANCE, **options)
+            metrics = geometry.restrict_to_mean(f, points, k, tangent=True, tolerance=_TOLERANCE, **options)
             return {"metrics": metrics.cpu().numpy()}
 
         values = over_points(compute, x, size=len(x), what="metrics", version=1, seed=seed, **protocol)["metrics"]
         value, replicates = leave_groups_out(affine_invariant_variance, values)
     else:
-        sigma = _spectrum(f, x, facts, seed, batch_size)
+        sigma = singular_spectrum(f, x, k, seed=seed, batch_size=batch_size)
         value, replicates = leave_groups_out(metric_variance, sigma if form == "sigma" else sigma**2)
     return Measurement.from_jackknife("vor", value, replicates, n=len(x), unit="points", seed=seed, protocol=protocol)
 
@@ -196,7 +162,7 @@ def map_variance(
 def map_anisotropy(f: Map, x: Tensor, *, seed: int = 0, batch_size: int = 16) -> Measurement:
     """Measure anisotropy, ``L_iso · rank`` with ``L_iso = E[Tr R²] / E[Tr R]²`` (Eq. 6), over n ≥ 3 points.
 
-    1 is a scaled isometry. A ratio of means has a bias of O(1/(points · probes)), of which ``details`` has an estimate.
+    1 is a scaled isometry. The bias is O(1/(points · probes)); ``details`` has an estimate of it.
     """
     n, m, described = _described(f, x, 3)
     protocol = described | {"metric": "stereographic", "num_probes": _PROBES}
@@ -205,7 +171,8 @@ def map_anisotropy(f: Map, x: Tensor, *, seed: int = 0, batch_size: int = 16) ->
         drawn = []
         for index, point in enumerate(points, start):
             probes = number_generator(seed, "probes", index)
-            traces = trace_samples(f, point[None], metric="stereographic", num_probes=_PROBES, generator=probes)
+            options = {"metric": "stereographic", "num_probes": _PROBES, "generator": probes}
+            traces = geometry.trace_samples(f, point[None], **options)
             drawn.append(_finite(torch.cat(traces), "traces").cpu().numpy())
         return {"values": np.stack(drawn)}  # (points, 2, probes)
 
@@ -213,9 +180,9 @@ def map_anisotropy(f: Map, x: Tensor, *, seed: int = 0, batch_size: int = 16) ->
         first, second = traces.astype(np.float64).mean(axis=(0, 2))
         return anisotropy(second / first**2, n, m)
 
-    what = {"what": "traces", "version": 1, "seed": seed, "numbered": True}
+    key = {"version": 1, "seed": seed, "numbered": True, **protocol}
     with torch.no_grad():
-        samples = over_points(compute, x, size=batch_size, **what, **protocol)["values"]
+        samples = over_points(compute, x, size=batch_size, what="traces", **key)["values"]
     value, replicates = leave_groups_out(statistic, samples)
     bias = float((len(replicates) - 1) * (replicates.mean() - value))
     details = {"mean_trace": float(samples[:, 0].mean()), "rank": int(anisotropy(1, n, m)), "jackknife_bias": bias}
@@ -227,11 +194,7 @@ def map_anisotropy(f: Map, x: Tensor, *, seed: int = 0, batch_size: int = 16) ->
 def encoder_anisotropy(
     unet: UNet2DModel, scheduler: SchedulerMixin, x_0: Tensor, t: int, *, num_batches: int = 8, seed: int = 0
 ) -> np.ndarray:
-    """Estimate L_iso · rank (Eq. 6, Hahm et al. 2024) of X_t → H at one step, once for each batch, (num_batches,).
-
-    The images are split evenly over the batches, with one probe each; noise and probes are drawn from `seed`. The mean
-    of the estimates has a bias of O(1/rows of a batch).
-    """
+    """Estimate L_iso · rank (Eq. 6, Hahm et al. 2024) of X_t → H at one step by one probe, once for each batch."""
     schedule = NoiseSchedule.of(scheduler)
     schedule.check_steps(t)
     if not 1 <= num_batches <= len(x_0):
@@ -239,15 +202,14 @@ def encoder_anisotropy(
     encoder, values = partial(encode, unet, t=t), []
     for index, batch in enumerate(x_0.tensor_split(num_batches)):
         generator = torch.Generator().manual_seed(1000 * seed + index)
-        eps = torch.randn(batch.shape, generator=generator).to(batch)
-        x_t = schedule.add_noise(batch, eps, t)
-        loss = isometry_loss(encoder, x_t, generator=generator)
+        x_t = schedule.add_noise(batch, torch.randn(batch.shape, generator=generator).to(batch), t)
+        loss = geometry.isometry_loss(encoder, x_t, generator=generator)
         values.append(anisotropy(loss.item(), x_t[0].numel(), encoder(x_t[:1]).numel()))
     return np.array(values)
 
 
 def _described(f: Map, x: Tensor, minimum: int) -> tuple[int, int, dict[str, Any]]:
-    """Return the dimensions of a map and what decides it; an error if nothing says so and results are kept."""
+    """Return the dimensions of a map and what decides it, which must be known where results are kept."""
     if len(x) < minimum:
         raise ValueError(f"x must hold at least {minimum} points, got {len(x)}")
     facts = dict(f.protocol) if isinstance(f, DescribedMap) else {}
@@ -277,18 +239,7 @@ def _finite(values: Tensor, what: str) -> Tensor:
 
 
 def _check_sigma(sigma: ArrayLike | Tensor, *, minimum: int) -> NDArray[np.floating]:
-    values = _float64(sigma, "sigma")
-    if values.ndim != 2 or values.shape[1] == 0 or len(values) < minimum:
-        raise ValueError(f"sigma must have shape (n, k) with n ≥ {minimum} and k ≥ 1, got {values.shape}")
-    if values.min() < 0:
-        raise ValueError(f"sigma must not be negative, got {values.min():.3g}")
-    if (np.diff(values, axis=1) > 0).any():
-        raise ValueError("sigma must descend along each row, from the first to the k-th; got a row that rises")
-    return values
-
-
-def _float64(array: ArrayLike | Tensor, name: str) -> NDArray[np.floating]:
-    values = np.asarray(array.detach().cpu() if isinstance(array, Tensor) else array, dtype=np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError(f"{name} must be finite, got {int((~np.isfinite(values)).sum())} NaN or infinite values")
+    values = finite(sigma, "sigma", minimum, 1)
+    if values.min() < 0 or (np.diff(values, axis=1) > 0).any():
+        raise ValueError("sigma must not be negative and must descend along each row; got a row that does not")
     return values

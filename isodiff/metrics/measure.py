@@ -1,7 +1,6 @@
 """What all metrics share: units measured in pieces that are kept, numbers with intervals, and the records of a model.
 
-Inside ``with cached(folder, model=digest):`` every finished piece is kept under the SHA-256 of all that decides it, so
-that a killed measurement goes on where it stopped.
+Inside ``with cached(folder, model=digest):`` a killed measurement goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -43,14 +42,11 @@ Arrays = dict[str, np.ndarray]
 Floats = NDArray[np.floating]
 Interval = tuple[float, float]
 Statistic = Callable[..., Floats | float]
-Work = list[tuple[Callable[[], Arrays], Mapping[str, Any]]]
 GROUPS = 20  # of a jackknife
 FORMAT = "isodiff-evaluation-1"
 _LIBRARIES = ("torch", "diffusers", "torch-fidelity", "lpips", "scikit-learn", "scipy", "numpy")
 _ADVICE = "make room there or choose another folder with --cache; what was finished is kept"
 _DAMAGE = (OSError, ValueError, EOFError, zipfile.BadZipFile)
-
-# Units in pieces
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,10 +89,8 @@ def cached(
     shown = outer.progress if progress is None else progress
     inner = _Cache(place, shown, processes or outer.processes, {**outer.scope, **scope})
     if place is None and inner.is_shared:
-        raise ValueError(
-            f"{inner.processes.num_processes} processes share their work through a folder and got none; give a cache "
-            "directory that all of them see"
-        )
+        count = inner.processes.num_processes
+        raise ValueError(f"{count} processes share their work through a folder and got none; give one that all see")
     token = _CACHE.set(inner)
     try:
         yield
@@ -113,11 +107,11 @@ def over_units(compute: Callable[[int, int], Arrays], count: int, *, size: int, 
     """Return arrays of `count` rows made in chunks of `size`, each kept as soon as it is made.
 
     ``compute(start, stop)`` makes the rows ``start … stop − 1`` of every array by name; they depend on these numbers,
-    the key (plain JSON values) and the block's scope alone. `what` names the progress bar.
+    the key (`what`, a label, and plain JSON values) and the block's scope alone.
     """
     if count < 1 or size < 1:
         raise ValueError(f"count and size (batch_size, the rows at a time) must be at least 1; got {count} and {size}")
-    bounds = [(start, min(start + size, count)) for start in range(0, count, size)]
+    bounds = [(a, min(a + size, count)) for a in range(0, count, size)]
     return _rows([(partial(compute, a, b), {"what": what, **key, "start": a, "stop": b}) for a, b in bounds])
 
 
@@ -138,22 +132,19 @@ def over_points(
     return _rows(work)
 
 
-def _rows(work: Work) -> Arrays:
+def _rows(work: list[tuple[Callable[[], Arrays], Mapping[str, Any]]]) -> Arrays:
     """Make or read each piece; of several processes each makes its share and reads the others'."""
     cache = _CACHE.get()
     with cache.processes.split_between_processes(work) if cache.is_shared else contextlib.nullcontext(work) as mine:
-        hidden = not cache.progress or len(work) < 2
-        bar = tqdm(mine, desc=str(work[0][1]["what"]), disable=hidden, leave=False)
+        bar = tqdm(mine, str(work[0][1]["what"]), disable=not cache.progress or len(work) < 2, leave=False)
         pieces = [_make(compute, cache.path(key)) for compute, key in bar]
     if cache.is_shared:
         cache.processes.wait_for_everyone()
         try:
             pieces = [_load(cache.path(key)) for _, key in work]
         except _DAMAGE as error:
-            raise OSError(
-                f"process {cache.processes.process_index} cannot read what another process has made ({error}); "
-                "give a cache directory that all processes see"
-            ) from error
+            place = f"process {cache.processes.process_index} cannot read what another has made ({error})"
+            raise OSError(f"{place}; give a cache directory that all processes see") from error
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
@@ -202,25 +193,23 @@ def full_precision() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-# Numbers with intervals
-
-
 def bootstrap_interval(
     values: ArrayLike, statistic: Statistic = np.mean, *, num_resamples: int = 2000, seed: int = 0
 ) -> Interval:
-    """Return the 95 % percentile bootstrap interval of a statistic of independent values, (n,) with n ≥ 2 (Efron 1979).
-
-    A statistic with an ``axis`` argument, as numpy's have, sees all resamples at once.
-    """
+    """Return the 95 % percentile bootstrap interval of a statistic of independent values, (n,), n ≥ 2 (Efron 1979)."""
     if num_resamples < 1:
         raise ValueError(f"num_resamples must be at least 1, got {num_resamples}")
-    return _bootstrap((_sample(values, "values"),), statistic, num_resamples, seed)
+    return _bootstrap((finite(values, "values", 2),), statistic, num_resamples, seed)
+
+
+def means(columns: Floats) -> dict[str, list]:
+    """Return the means of columns over rows, with their bootstrap intervals."""
+    return {"value": columns.mean(axis=0).tolist(), "interval": [list(bootstrap_interval(c)) for c in columns.T]}
 
 
 def paired_bootstrap_interval(first: ArrayLike, second: ArrayLike, *, seed: int = 0) -> Interval:
     """Return the interval of the mean of the differences ``first − second`` of runs that share a seed, (n,) each."""
-    one, other = _pair(first, second)
-    return bootstrap_interval(one - other, seed=seed)
+    return bootstrap_interval(np.subtract(*_pair(first, second)), seed=seed)
 
 
 def paired_ratio_interval(first: ArrayLike, second: ArrayLike, *, seed: int = 0) -> Interval:
@@ -237,11 +226,10 @@ def _bootstrap(values: tuple[Floats, ...], statistic: Statistic, num_resamples: 
 def jackknife_interval(estimate: float, replicates: ArrayLike) -> Interval:
     """Return the 95 % interval of a smooth statistic from estimates that each leave out one of G equal groups of units.
 
-    With ``θ₋g`` the estimate without group g, ``se² = (G − 1)/G · Σ (θ₋g − mean θ₋)²``, and the interval is θ ± t · se,
-    with Student's t of G − 1 degrees of freedom (Tukey 1958). A bootstrap, which draws some units twice, would bias
-    what sees the rank of a sample, such as the Fréchet distance.
+    ``se² = (G − 1)/G · Σ (θ₋g − mean θ₋)²``, and the interval is θ ± t · se, with Student's t of G − 1 degrees of
+    freedom (Tukey 1958). A bootstrap would bias what sees the rank of a sample.
     """
-    left_out = _sample(replicates, "replicates")
+    left_out = finite(replicates, "replicates", 2)
     if not np.isfinite(estimate):
         raise ValueError(f"estimate must be finite, got {estimate}")
     groups = left_out.size
@@ -257,17 +245,18 @@ def leave_groups_out(statistic: Callable[[np.ndarray], float], values: np.ndarra
     return statistic(values), np.array(left_out)
 
 
-def _sample(values: ArrayLike, name: str) -> Floats:
-    array = np.asarray(values, dtype=float)
-    if array.ndim != 1 or array.size < 2:
-        raise ValueError(f"{name} must be one-dimensional with at least 2 entries, got shape {array.shape}")
+def finite(values: ArrayLike | torch.Tensor, name: str, *smallest: int) -> Floats:
+    """Return values as float64 if they are finite and every dimension is at least as large as given."""
+    array = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, dtype=float)
+    if array.ndim != len(smallest) or np.less(array.shape, smallest).any():
+        raise ValueError(f"{name} must have shape ({', '.join(f'≥ {n}' for n in smallest)}); got shape {array.shape}")
     if not np.isfinite(array).all():
-        raise ValueError(f"{name} must be finite, got {np.count_nonzero(~np.isfinite(array))} NaN or infinite entries")
+        raise ValueError(f"{name} must be finite; got {np.count_nonzero(~np.isfinite(array))} NaN or infinite values")
     return array
 
 
 def _pair(first: ArrayLike, second: ArrayLike) -> tuple[Floats, Floats]:
-    one, other = _sample(first, "first"), _sample(second, "second")
+    one, other = finite(first, "first", 2), finite(second, "second", 2)
     if one.shape != other.shape:
         raise ValueError(f"first and second must be paired, got {one.size} and {other.size} values")
     return one, other
@@ -303,7 +292,6 @@ class Measurement:
         return cls(name=name, value=float(value), interval=interval, replicates=replicates, kind="jackknife", **fields)
 
     def __str__(self) -> str:
-        """Return the value with its interval and n, such as ``16.2 [15.1, 17.4] (n = 100 pairs)``."""
         return f"{self.number()} (n = {self.n:,} {self.unit})"
 
     def number(self) -> str:
@@ -318,17 +306,15 @@ class Measurement:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; replicates are kept to six significant digits."""
-        plain = dataclasses.asdict(self)
-        plain["interval"] = None if self.interval is None else list(self.interval)
-        if self.replicates is not None:
-            plain["replicates"] = [float(f"{value:.6g}") for value in self.replicates]
-        return plain
+        interval = None if self.interval is None else list(self.interval)
+        replicates = None if self.replicates is None else [float(f"{value:.6g}") for value in self.replicates]
+        return dataclasses.asdict(self) | {"interval": interval, "replicates": replicates}
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Measurement:
         """Read what `to_json` returned."""
         if plain["kind"] not in ("mean", "jackknife"):
-            raise ValueError(f"kind must be one of mean, jackknife; got {plain['kind']!r}")
+            raise ValueError(f"kind must be mean or jackknife; got {plain['kind']!r}")
         interval = None if plain["interval"] is None else tuple(plain["interval"])
         replicates = None if plain["replicates"] is None else np.array(plain["replicates"], dtype=float)
         return cls(**{**plain, "interval": interval, "replicates": replicates})
@@ -360,9 +346,6 @@ def compare(first: Measurement, second: Measurement) -> Difference:
     return Difference(value, interval)
 
 
-# All measurements of a model
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Record:
     """Every measurement of one model, and what is needed to make them again."""
@@ -381,10 +364,9 @@ class Record:
 
     def save(self, path: str | Path) -> None:
         """Write the record as JSON, whole or not at all."""
-        measured = {name: m.to_json() for name, m in self.measurements.items()}
-        plain = {"format": FORMAT, **vars(self), "measurements": measured}
+        plain = {"format": FORMAT, **vars(self), "measurements": {k: m.to_json() for k, m in self.measurements.items()}}
         text = json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False)
-        # people read records, too: every list of numbers on one line
+        # every list of numbers on one line
         text = re.sub(r"\[\n\s+([-+.\deE,\s]+?)\n\s*\]", lambda found: f"[{' '.join(found[1].split())}]", text)
         again = "make room and run the same command again, which computes nothing that is in the cache"
         write_whole(Path(path), text + "\n", advice=again)
@@ -396,15 +378,12 @@ class Record:
             raise FileNotFoundError(f"no record at {path}; `isodiff evaluate` writes one")
         try:
             plain = json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not JSON ({error}); write it again with `isodiff evaluate`") from error
-        if not isinstance(plain, dict) or plain.pop("format", None) != FORMAT:
-            raise ValueError(f"{path} is not a record of format {FORMAT!r}; `isodiff evaluate` writes one")
-        try:
+            if (form := plain.pop("format", None)) != FORMAT:
+                raise ValueError(f"its format is {form!r}")
             measured = {name: Measurement.from_json(m) for name, m in plain.pop("measurements").items()}
             return cls(**plain, measurements=measured)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{path} is damaged: {error}; write it again with `isodiff evaluate`") from error
+            raise ValueError(f"{path} is no record, or damaged: {error!r}; `isodiff evaluate` writes one") from error
 
 
 def versions() -> dict[str, str]:
@@ -420,26 +399,19 @@ def git_revision() -> str | None:
         command = ["git", "-C", str(Path(__file__).parents[1]), *arguments]
         return subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
 
-    # in a clone, and not in someone else's
-    if not shutil.which("git") or not git("ls-files", "--error-unmatch", __file__):
+    if not shutil.which("git") or not git("ls-files", "--error-unmatch", __file__):  # not in someone else's clone
         return None
     return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
 
 
 def comparison_table(records: Sequence[Record]) -> str:
-    """Return metrics × models as aligned text, with every later model's paired difference from the first.
-
-    A difference outside the noise of the draws is marked ``*``.
-    """
-    if not records:
-        raise ValueError("comparison_table got no records; give at least one")
+    """Return metrics × models as text, with paired differences from the first, ``*`` if outside the draws' noise."""
     first, *others = records
     for record, field in ((record, field) for record in others for field in ("seed", "profile", "dataset")):
         one, other = getattr(first, field), getattr(record, field)
         if one != other:
-            raise ValueError(
-                f"{first.model} and {record.model} do not compare: {field} is {one!r} and {other!r}; evaluate alike"
-            )
+            both = f"{first.model} and {record.model} do not compare"
+            raise ValueError(f"{both}: {field} is {one!r} and {other!r}; evaluate alike")
     rows = [["metric", "n", first.model, *(cell for r in others for cell in (r.model, f"− {first.model}"))]]
     for name in dict.fromkeys(name for record in records for name in record.measurements):
         measured = [record.measurements.get(name) for record in records]
@@ -453,10 +425,10 @@ def comparison_table(records: Sequence[Record]) -> str:
 
 
 def _difference(measured: Measurement | None, first: Measurement | None) -> str:
-    if measured is None or first is None or measured.replicates is None or first.replicates is None:
+    if any(m is None or m.replicates is None for m in (measured, first)):
         return "–"
     if measured.protocol != first.protocol or measured.n != first.n:
         return "protocols differ"
     difference = compare(measured, first)
-    low, high = difference.interval
-    return f"{difference.value:+.3g} [{low:+.3g}, {high:+.3g}]{' *' if difference.is_outside_noise else ''}"
+    text = "{:+.3g} [{:+.3g}, {:+.3g}]".format(difference.value, *difference.interval)
+    return text + " *" * difference.is_outside_noise

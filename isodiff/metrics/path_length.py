@@ -4,8 +4,7 @@ r"""Perceptual path length: how fast the image moves, to a network's eye, along 
 
 with ε a share of the arc (Karras et al. 2019). d is LPIPS or another distance that grows as the square of a small
 change, so d/ε² tends to the squared speed of the image, while d/ε, which Sec. 4.1 of Hahm et al. 2024 prints, tends to
-zero with ε. Each pair keeps its own angle and its radii. Both points are decoded in the same row of batches of one
-size, and in float32, as ε = 10⁻⁴ asks for differences that lower precision does not carry.
+zero with ε. Both points are decoded in the same row of batches of one size, and in float32.
 """
 
 from __future__ import annotations
@@ -21,15 +20,7 @@ from torch import Tensor
 from isodiff.datasets import check_images
 from isodiff.geometry import slerp
 from isodiff.metrics.generator import Generate, Generator, draw_latents, number_generator
-from isodiff.metrics.measure import (
-    GROUPS,
-    Arrays,
-    Measurement,
-    bootstrap_interval,
-    full_precision,
-    leave_groups_out,
-    over_units,
-)
+from isodiff.metrics.measure import GROUPS, Arrays, Measurement, full_precision, leave_groups_out, means, over_units
 
 # two batches of images (B, C, H, W) to their distances (B,), with a name or, as LPIPS has, a `protocol`
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -46,11 +37,7 @@ def squared_l2(a: Tensor, b: Tensor) -> Tensor:
 def path_speed(
     generate: Generate, distance: Distance, a: Tensor, b: Tensor, t: float | Tensor, epsilon: float, *, power: int = 2
 ) -> Tensor:
-    """Return ``d(G(x(t)), G(x(t + ε))) / ε^power`` of given pairs (B, *S), (B,); t is a number or (B,).
-
-    `power` is 2 (Karras) or 1 (the text of Hahm et al.). The points are rounded once, to the precision of ``a``.
-    """
-    _check_step(epsilon)
+    """Return ``d(G(x(t)), G(x(t + ε))) / ε^power`` of pairs (B, *S), (B,): Karras's power is 2, Hahm's as printed 1."""
     if power not in (1, 2):
         raise ValueError(f"power must be 1 or 2; got {power}")
     x, y = _points(a, b, t, [epsilon], a.dtype)
@@ -84,14 +71,11 @@ def path_lengths(
 ) -> dict[str, Measurement]:
     """Measure the perceptual path length of a generator by several distances on the same images.
 
-    Path i of the P ≥ 40 runs from latent 2i to latent 2i + 1 of the stream "pairs". Each value is the
-    `percentile_mean`, below E[d/ε²] of a skewed law; the jackknife filters each replicate anew. Bias of ε itself:
-    O(ε²) in the mode "full", O(ε) in "end". Cost: 2 P images.
+    Path i of the P ≥ 40 runs from latent 2i to latent 2i + 1 of the stream "pairs". Each value is a `percentile_mean`,
+    below E[d/ε²] of a skewed law. Bias of ε itself: O(ε²) in the mode "full", O(ε) in "end".
     """
     if num_pairs < 2 * GROUPS:
-        raise ValueError(
-            f"num_pairs must be at least {2 * GROUPS}, two for each of the {GROUPS} groups; got {num_pairs}"
-        )
+        raise ValueError(f"num_pairs must be at least {2 * GROUPS}, two for each of {GROUPS} groups; got {num_pairs}")
     sizes = {"num_pairs": num_pairs, "batch_size": batch_size, "seed": seed}
     found, described = _distances(generate, shape, distances, [epsilon], mode=mode, **sizes), describe(distances)
     shared = {"epsilon": float(epsilon), "power": 2, "mode": mode, "percentiles": [*_PERCENTILES]}
@@ -112,12 +96,11 @@ def epsilon_sweep(
 ) -> dict[str, dict[str, Any]]:
     """Measure ``d/ε²`` at K values of ε on the first pairs of `path_lengths`, and the level of rounding alone.
 
-    The floor is the larger of two mean distances over ε², of the image at t from images that equal it in exact
-    arithmetic, or all but: "company", the same latent decoded in reverse order and in batches of other sizes, so that
-    sums change order, and "last bit", every number of x(t) moved to a neighbouring float32, up or down at random.
-    Intervals are bootstraps without percentile filter. Cost: (K + 3) P images.
+    The floor is the larger of two mean distances over ε² of the image at t from its equals but for rounding: "company",
+    decoded in reverse order and batches of other sizes, so that sums change order, and "last bit", every number of x(t)
+    moved to a neighbouring float32 at random. Intervals are bootstraps, without filter. Cost: (K + 3) P images.
     """
-    if len(epsilons) == 0 or num_pairs < 2:
+    if not epsilons or num_pairs < 2:
         raise ValueError(f"expected at least 1 epsilon and 2 pairs; got {len(epsilons)} and num_pairs={num_pairs}")
     sweeps, squares = {}, np.square(epsilons, dtype=float)
     for name, found in _distances(generate, shape, distances, epsilons, num_pairs, noise=True, **options).items():
@@ -125,8 +108,7 @@ def epsilon_sweep(
         noise = dict(zip(("last bit", "company"), found[:, -2:].mean(axis=0).tolist(), strict=True))
         sweeps[name] = {
             "epsilons": [float(epsilon) for epsilon in epsilons],
-            "value": speeds.mean(axis=0).tolist(),
-            "interval": [list(bootstrap_interval(column)) for column in speeds.T],
+            **means(speeds),
             "floor": (max(noise.values()) / squares).tolist(),
             "noise": noise,
             "num_pairs": num_pairs,
@@ -150,11 +132,9 @@ def _distances(
     """Return how far x(t) is from every x(t + ε) by each distance, (P, K), and from itself under two kinds of noise."""
     if mode not in get_args(Mode):
         raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}; got {mode!r}")
-    for epsilon in epsilons:
-        _check_step(epsilon)
 
     def compute(start: int, stop: int) -> Arrays:
-        ends = draw_latents(shape, 2 * start, 2 * stop, seed=seed, stream="pairs", dtype=torch.float64)
+        ends = draw_latents(shape, 2 * start, 2 * stop, seed=seed, stream="pairs")
         t = torch.zeros(stop - start, dtype=torch.float64)
         if mode == "full":
             generators = (number_generator(seed, "positions", number) for number in range(start, stop))
@@ -177,30 +157,23 @@ def _points(
     a: Tensor, b: Tensor, t: float | Tensor, epsilons: Sequence[float], dtype: torch.dtype, start: int = 0
 ) -> list[Tensor]:
     """Return x(t) and every x(t + ε), rounded once: in float32 a step of 1e-4 would be wrong by 6e-4 of itself."""
+    if wrong := [epsilon for epsilon in epsilons if not 0 < epsilon <= 1]:
+        raise ValueError(f"epsilon must be in (0, 1], a share of the path; got {wrong[0]}")
     a, b, t = a.double(), b.double(), torch.as_tensor(t, dtype=torch.float64, device=a.device)
     x, *ys = (slerp(a, b, t + step).to(dtype) for step in (0, *epsilons))
     apart = torch.nn.functional.normalize(a.flatten(1)) - torch.nn.functional.normalize(b.flatten(1))
     if (apart.norm(dim=1) <= 8 * torch.finfo(dtype).eps).any():
-        raise ValueError(
-            f"pair {start + int(apart.norm(dim=1).argmin())} has no angle between its latents, so that there is no arc "
-            "to walk; expected two latents of different directions"
-        )
+        raise ValueError(f"pair {start + int(apart.norm(dim=1).argmin())} has no angle between its latents to walk")
     for y, epsilon in zip(ys, epsilons, strict=True):
         if (x == y).flatten(1).all(dim=1).any():
-            raise ValueError(
-                f"epsilon must be large enough to move a latent in {dtype}; got {epsilon}, which changes none of its "
-                "numbers"
-            )
+            raise ValueError(f"epsilon must be large enough to move a latent in {dtype}; got {epsilon}")
     return [x, *ys]
 
 
 def _decode(generate: Generate, x: Tensor) -> Tensor:
     images = generate(x)
     if isinstance(images, Tensor) and images.dtype in (torch.float16, torch.bfloat16):
-        raise TypeError(
-            "generate must give images in float32 or better, as lower precision rounds a small step away; "
-            f"got {images.dtype}"
-        )
+        raise TypeError(f"generate must give images in float32 or better; got {images.dtype}")
     return check_images(images, len(x))
 
 
@@ -210,11 +183,6 @@ def _decode_in_other_company(generate: Generate, x: Tensor) -> Tensor:
         return _decode(generate, torch.cat([x, x]))[:1]
     third = max(1, len(x) // 3)
     return torch.cat([_decode(generate, rows) for rows in x.flip(0).split([third, len(x) - third])]).flip(0)
-
-
-def _check_step(epsilon: float) -> None:
-    if not 0 < epsilon <= 1:
-        raise ValueError(f"epsilon must be in (0, 1], a share of the path; got {epsilon}")
 
 
 def measure(distance: Distance, first: Tensor, second: Tensor) -> Tensor:
@@ -235,8 +203,6 @@ def measure_all(distances: Distances, image: Tensor, others: Sequence[Tensor]) -
 
 def describe(distances: Distances) -> dict[str, dict[str, Any]]:
     """Return what identifies each distance in results and in the cache."""
-    if not distances:
-        raise ValueError("distances must hold at least one distance by name; got none")
     described = {}
     for name, distance in distances.items():
         own = getattr(distance, "__name__", "<lambda>")

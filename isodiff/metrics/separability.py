@@ -6,7 +6,7 @@ with Yᵢ whether the image shows attribute i according to a classifier, Xᵢ wh
 entropies in nats. 1 is perfect; a machine that knows nothing leaves exp Σᵢ H(Yᵢ), at most 2 to the number of them.
 
 Karras trains and scores on the same latents. But n points in general position in d ≥ n dimensions are separable
-whatever their labels, so there that protocol gives 1 even for labels drawn by lot; out-of-fold predictions do not.
+whatever their labels, so that protocol gives 1 even for labels drawn by lot; out-of-fold predictions do not.
 """
 
 from __future__ import annotations
@@ -22,20 +22,15 @@ from sklearn.metrics import mutual_info_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.svm import SVC
 
-from isodiff.metrics.measure import Arrays, Measurement, content_digest, leave_groups_out, over_units
+from isodiff.metrics.measure import Arrays, Measurement, content_digest, finite, leave_groups_out, over_units
 
-Kernel = Literal["linear", "rbf"]
-"""Of the support vector machine: ⟨x, x′⟩, or exp(−γ‖x − x′‖²) with γ = 1/(d·Var x) of the latents it is trained on."""
-Protocol = Literal["cross-validated", "training", "shuffled"]
-"""Where predictions come from: held-out folds, the training latents, or held-out folds of shuffled labels."""
+Kernel = Literal["linear", "rbf"]  # ⟨x, x′⟩, or exp(−γ‖x − x′‖²) with γ = 1/(d·Var x) of the latents trained on
+Protocol = Literal["cross-validated", "training", "shuffled"]  # held-out folds, latents trained on, labels by lot
 FOLDS = 5
 
 
 def conditional_entropy(y: np.ndarray, x: np.ndarray) -> float:
-    """Return the plug-in estimate of ``H(Y|X) = H(Y) − I(Y; X)`` of classes (n,), in nats.
-
-    Biased down by about (|X| − 1)(|Y| − 1)/2n where X knows nothing: with two classes and n = 1,000 by 0.0005.
-    """
+    """Return the plug-in estimate of ``H(Y|X) = H(Y) − I(Y; X)`` of classes (n,), in nats."""
     return max(0.0, float(entropy(np.unique(y, return_counts=True)[1]) - mutual_info_score(y, x)))
 
 
@@ -44,8 +39,7 @@ def separability_score(
 ) -> float:
     """Return ``exp Σᵢ H(Yᵢ|Xᵢ)`` of latents (n, d) as they are, not standardised, and binary labels (n, attributes).
 
-    The five folds are stratified, so each class needs a member a fold (for ``"training"``, one). The machine is
-    scikit-learn's SVC with C = 1: O(n²d) once, O(n²) to O(n³) a fit.
+    The five folds are stratified, so each class needs a member a fold (for ``"training"``, one); the SVC has C = 1.
     """
     predict = _predictor(np.asarray(x), kernel, protocol, seed)
     labels, rows = np.asarray(labels), np.arange(len(x))
@@ -64,20 +58,17 @@ def linear_separability(
     probabilities: ArrayLike,
     *,
     names: Sequence[str],
-    num_kept: int = 1000,
+    num_kept: int,
     kernel: Kernel = "linear",
     protocol: Protocol = "cross-validated",
-    on_single_class: Literal["raise", "skip"] = "raise",
     seed: int = 0,
     facts: Mapping[str, Any] | None = None,
 ) -> Measurement:
     """Measure the separability of latents (n, …) by what a classifier says of their images, (n, attributes) in [0, 1].
 
     For each attribute the `num_kept` latents count whose images the classifier is surest of, by |p − ½|, labelled
-    p > ½; the paper keeps 1,000 of 2,000. An attribute with too few members of a class among them is an error, or left
-    out and listed under ``skipped``. `facts` are what else decides the number, such as sampler and classifier. Details:
-    the value of chance, exp Σ H(Yᵢ), and figures of each attribute. The interval is a delete-a-group jackknife over
-    (Y, X) pairs, conditional on the fitted machines.
+    p > ½; the paper keeps 1,000 of 2,000. One with too few members of a class among them is ``skipped``. `facts` are
+    what else decides the number. The jackknife over (Y, X) pairs is conditional on the fitted machines.
     """
     x, p, names = np.asarray(latents), np.asarray(probabilities, dtype=float), tuple(names)
     x = x.reshape(len(x), -1) if x.size else x
@@ -85,20 +76,15 @@ def linear_separability(
         needed = f"({len(x)}, {len(names)}), latents × names, and names one at least and all different"
         raise ValueError(f"probabilities must be {needed}; got shape {p.shape} and names {', '.join(names)}")
     if not ((p >= 0) & (p <= 1)).all():  # false for NaN
-        found = f"{p.min():.4g} to {p.max():.4g}"
-        raise ValueError(f"probabilities must lie in [0, 1]; got {found}; apply a sigmoid to logits")
+        raise ValueError(f"probabilities must be in [0, 1]; got {p.min():.4g} to {p.max():.4g}; apply a sigmoid")
     if not 2 <= num_kept <= len(x):
         raise ValueError(f"num_kept must be 2 to the number of latents, {len(x)}; got {num_kept}")
-    if on_single_class not in ("raise", "skip"):
-        raise ValueError(f"on_single_class must be 'raise' or 'skip'; got {on_single_class!r}")
     kept = np.sort(np.argsort(-np.abs(p - 0.5), axis=0, kind="stable")[:num_kept], axis=0).T
     labels = np.take_along_axis(p.T, kept, axis=1) > 0.5
     few = {name: reason for name, y in zip(names, labels, strict=True) if (reason := _too_few(y, protocol))}
-    if on_single_class == "raise" and few:
-        raise ValueError("; ".join(f"{name} {reason}" for name, reason in few.items()))
     columns = [column for column, name in enumerate(names) if name not in few]
     if not columns:
-        raise ValueError(f"every attribute has too few members of a class among the kept: {', '.join(names)}")
+        raise ValueError("; ".join(f"{name} {reason}" for name, reason in few.items()))
     predictor = cache(lambda: _predictor(x, kernel, protocol, seed))  # no need of it where all is kept
 
     def compute(start: int, stop: int) -> Arrays:
@@ -162,16 +148,11 @@ def _predictor(
 
 def _kernel(x: np.ndarray, kernel: Kernel) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """Return the kernel of latents given by number, from their inner products: they have more columns than rows."""
-    if x.ndim != 2 or len(x) < 2 or x.shape[1] < 1:
-        raise ValueError(f"latents must be (n, d) with n ≥ 2 and d ≥ 1; got shape {x.shape}")
-    if not np.isfinite(x).all():
-        raise ValueError(f"latents must be finite; got {np.count_nonzero(~np.isfinite(x))} NaN or infinite values")
-    if (distinct := len({row.tobytes() for row in x})) < len(x):
-        differ = "latents must differ, or a fold would know the answers of another"
-        raise ValueError(f"{differ}; {distinct} of {len(x)} are distinct")
-    dimension, sums = x.shape[1], x.sum(axis=1, dtype=np.float64)
-    blocks = (x[:, start : start + 4096].astype(np.float64) for start in range(0, dimension, 4096))  # never all at once
-    products = sum(block @ block.T for block in blocks)
+    x = finite(x, "latents", 2, 1)
+    if (distinct := len({row.tobytes() for row in x})) < len(x):  # or a fold would know the answers of another
+        raise ValueError(f"latents must differ; {distinct} of {len(x)} are distinct")
+    dimension, sums = x.shape[1], x.sum(axis=1)
+    products = sum(block @ block.T for block in np.split(x, range(4096, dimension, 4096), axis=1))
     squares = products.diagonal()
 
     def between(some: np.ndarray, train: np.ndarray) -> np.ndarray:

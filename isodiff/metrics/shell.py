@@ -4,8 +4,7 @@ r"""Whether the noisy images of a data set lie on the sphere that the paper puts
 
 The paper takes x_t for a point of the sphere of radius r_t about the origin. Two numbers say how far that holds at a
 step t: the mean of ‖x_t‖ / r_t over images and noise, which is 1 on that sphere, and the coefficient of variation
-std‖x_t‖ / mean‖x_t‖, the thickness of the shell, which for noise alone is √(n / E‖ε‖² − 1) ≈ 1 / √(2n). Images add
-√(1 + q ᾱ_t / (1 − ᾱ_t)) to the first, with q = E‖x₀‖² / n, and their differences in norm to the second.
+std‖x_t‖ / mean‖x_t‖, the thickness of the shell, which for noise alone is √(n / E‖ε‖² − 1) ≈ 1 / √(2n).
 """
 
 from __future__ import annotations
@@ -13,11 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from diffusers import SchedulerMixin
 from numpy.typing import NDArray
+from scipy.stats import variation
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -25,12 +26,8 @@ from isodiff.diffusion import NoiseSchedule
 from isodiff.geometry import expected_radius
 from isodiff.metrics.measure import bootstrap_interval
 
-if TYPE_CHECKING:
-    from diffusers import SchedulerMixin
-
 TIMES = (*range(0, 1000, 100), 999)
 _RADIUS, _THICKNESS = 0.01, 0.1  # tolerances of the two conditions
-_READ_AT_ONCE = 64
 _PROTOCOL = {
     "noise": "independent for each image and step",
     "interval": "95 % percentile bootstrap over images, 2,000 resamples",
@@ -77,7 +74,7 @@ def shell_points(
     for t, sigma, row in zip(times, noise_left, norms, strict=True):
         radius = float(sigma) * mean_norm
         mean = float((row / radius).mean()), bootstrap_interval(row / radius)
-        thickness = float(_variation(row)), bootstrap_interval(row, _variation)
+        thickness = float(variation(row)), bootstrap_interval(row, variation)
         points.append(ShellPoint(int(t), radius, *mean, *thickness, noise))
     return tuple(points)
 
@@ -91,28 +88,24 @@ def measure_shell(
     seed: int = 0,
     dataset: str = "",
 ) -> Shell:
-    """Noise images of a data set at each step, once with independent noise, and measure the shell they fill.
-
-    `images` are (C, R, R) in [−1, 1]; a random choice is taken, of a stream, which is shuffled by itself, the first.
-    """
+    """Noise images (C, R, R) of a data set, chosen at random, at each step independently, and measure their shell."""
     alphas_cumprod, times = NoiseSchedule.of(scheduler).alphas_cumprod.double(), list(times)
     horizon = len(alphas_cumprod)
     if not times or times != sorted(set(times)) or not 0 <= times[0] <= times[-1] < horizon:
         raise ValueError(f"times must be ascending steps of 0 … {horizon - 1}; got {times}")
     if not 2 <= num_images <= len(images):
         raise ValueError(f"num_images must be 2 … {len(images):,}, the images there are; got {num_images:,}")
-    alpha_bar = alphas_cumprod[times]
-    signal, noise_left = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    signal, noise_left = alphas_cumprod[times].sqrt(), (1 - alphas_cumprod[times]).sqrt()
     sequential, generator = getattr(images, "sequential", False), torch.Generator().manual_seed(seed)
     chosen = np.arange(len(images)) if sequential else np.random.default_rng(seed).permutation(len(images))
     positions, norms = np.sort(chosen[:num_images]).tolist(), []
-    for first in range(0, num_images, _READ_AT_ONCE):
-        for x_0 in images.__getitems__(positions[first : first + _READ_AT_ONCE]):
+    for first in range(0, num_images, 64):
+        for x_0 in images.__getitems__(positions[first : first + 64]):
             eps = torch.randn(len(times), x_0.numel(), generator=generator).double()
             norms.append((signal[:, None] * x_0.double().flatten() + noise_left[:, None] * eps).norm(dim=1))
-    betas = {key: scheduler.config.get(key) for key in ("beta_schedule", "beta_start", "beta_end")}
-    facts = {"shape": list(x_0.shape), "schedule": {"num_train_timesteps": horizon, **betas}}
-    protocol = {"dataset": dataset, **facts, "choice": "first of the shuffled stream" if sequential else "random"}
+    schedule = {key: scheduler.config.get(key) for key in ("beta_schedule", "beta_start", "beta_end")}
+    protocol = {"dataset": dataset, "choice": "first of the shuffled stream" if sequential else "random"}
+    protocol |= {"shape": list(x_0.shape), "schedule": {"num_train_timesteps": horizon, **schedule}}
     points = shell_points(torch.stack(norms, 1).numpy(), times, noise_left.tolist(), x_0.numel())
     radius = holds_from(times, [abs(point.ratio - 1) <= _RADIUS for point in points])
     thinness = holds_from(times, [point.variation <= (1 + _THICKNESS) * point.noise_variation for point in points])
@@ -122,7 +115,3 @@ def measure_shell(
 def holds_from(times: Sequence[int], holds: Sequence[bool]) -> int | None:
     """Return the first step from which a condition holds to the end."""
     return next((t for i, t in enumerate(times) if all(holds[i:])), None)
-
-
-def _variation(norms: NDArray[np.floating], axis: int = -1) -> NDArray[np.floating]:
-    return norms.std(axis=axis) / norms.mean(axis=axis)

@@ -4,9 +4,8 @@ r"""Relative trajectory length: how much longer than its chord a path of latents
 
 at the steps t of DDIM (Sec. 4.1 and Fig. 5, Hahm et al. 2024). 1 is a straight line in H. But an isometry keeps
 lengths, not chords: the round embedding of the sphere takes the quarter arc between independent latents to a quarter
-arc, with ratio (π/2)/√2 = 1.1107. The paper's path along slerp, "the geodesic in X", can be read in two ways: "x_T"
-joins two latents x_T, and DDIM carries every point down; "x_t" carries the ends down and joins their x_t at each step,
-where latents need not lie on a sphere.
+arc, with ratio (π/2)/√2 = 1.1107. The paper's path along slerp can be read in two ways: "x_T" joins two latents x_T,
+and DDIM carries every point down; "x_t" carries the ends down and joins their x_t at each step.
 """
 
 from __future__ import annotations
@@ -23,22 +22,15 @@ from torch import Tensor
 from isodiff.diffusion import bottleneck_hook, check_encoder, ddim_trajectory, encode
 from isodiff.geometry import slerp
 from isodiff.metrics.generator import Generator, draw_latents
-from isodiff.metrics.measure import Arrays, Measurement, bootstrap_interval, full_precision, over_units
+from isodiff.metrics.measure import Arrays, Measurement, finite, full_precision, means, over_units
 
 PathKind = Literal["x_T", "x_t"]
 ROUND_EMBEDDING = math.pi / 2 / math.sqrt(2)  # the ratio of a quarter arc
 
 
 def trajectory_ratio(h: ArrayLike) -> NDArray[np.floating]:
-    """Return length over chord of each path, ``Σⱼ ‖hⱼ₊₁ − hⱼ‖ / ‖h_N − h₀‖``: (P, N + 1, M) → (P,), N ≥ 2.
-
-    A polyline is shorter than its curve: on an arc of angle θ by the factor ``sin(θ/2N) / (θ/2N)``.
-    """
-    h = np.asarray(h, dtype=float)
-    if h.ndim != 3 or h.shape[1] < 3 or 0 in h.shape:
-        raise ValueError(f"h must be (paths, at least 3 points, features); got shape {h.shape}")
-    if not np.isfinite(h).all():
-        raise ValueError(f"h must be finite; got {np.count_nonzero(~np.isfinite(h))} NaN or infinite values")
+    """Return length over chord, ``Σⱼ ‖hⱼ₊₁ − hⱼ‖ / ‖h_N − h₀‖``, of each path, (P, N + 1, M) → (P,), N ≥ 2."""
+    h = finite(h, "h", 1, 3, 1)
     chord = np.linalg.norm(h[:, -1] - h[:, 0], axis=1)
     if (chord == 0).any():
         raise ValueError(f"path {int(chord.argmin())} ends where it begins, so that it has no chord")
@@ -52,8 +44,7 @@ def relative_trajectory_length(
 
     Path i runs from latent 2i to latent 2i + 1 of the stream "pairs", in `num_points` = N + 1 points, ends included;
     `batch_size` counts points. Details: ``steps`` t, ``value`` RTL(t) and its ``interval`` at each, and, where N is
-    even, ``half_points``, mRTL of every second point. "x_T" costs (N + 1) P samples, as h is read off while they are
-    made; "x_t" 2 P samples and (N + 1) P encoder passes a step.
+    even, ``half_points``, mRTL of every second point.
     """
     if not isinstance(generate, Generator):
         raise TypeError(f"generate must be a Generator, as h is read inside its U-Net; got {type(generate).__name__}")
@@ -79,13 +70,11 @@ def relative_trajectory_length(
     with torch.no_grad(), full_precision():
         arrays = over_units(compute, num_pairs, size=size, what="trajectory length", version=1, seed=seed, **protocol)
     ratio, steps = arrays["ratio"], arrays["steps"][0].tolist()
-    intervals = [list(bootstrap_interval(column)) for column in ratio.T]
-    details = {"steps": steps, "value": ratio.mean(axis=0).tolist(), "interval": intervals}
-    details["round_embedding"] = ROUND_EMBEDDING
+    details = {"steps": steps, **means(ratio), "round_embedding": ROUND_EMBEDDING}
     if "coarse" in arrays:
         details["half_points"] = float(arrays["coarse"].mean())
-    fields = {"unit": "pairs", "seed": seed, "protocol": protocol, "details": details}
-    return Measurement.from_units("mrtl", ratio.mean(axis=1), **fields)
+    shared = {"unit": "pairs", "seed": seed, "protocol": protocol, "details": details}
+    return Measurement.from_units("mrtl", ratio.mean(axis=1), **shared)
 
 
 def _walk(generate: Generator, ends: Tensor, num_points: int, path: PathKind) -> Iterator[tuple[Tensor, Tensor]]:

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from diffusers import SchedulerMixin, UNet2DModel
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import subspace_angles
 from torch import Tensor
@@ -28,27 +29,21 @@ from isodiff.diffusion import NoiseSchedule, ddim_sample, encode, latent_shape
 from isodiff.editing import Path, traverse
 from isodiff.geometry import Linearisation, Map, project_to_tangent, singular_vectors, slerp
 from isodiff.metrics.generator import Generate, draw_latents, number_generator
-from isodiff.metrics.measure import Arrays, Measurement, bootstrap_interval, over_units
-
-if TYPE_CHECKING:
-    from diffusers import SchedulerMixin, UNet2DModel
+from isodiff.metrics.measure import Arrays, Measurement, bootstrap_interval, finite, means, over_units
 
 Floats = NDArray[np.floating]
+TOLERANCE = 3e-3  # largest residual of singular directions over σ₁; at 0.03 the last of ten can still be wrong
 
 
 def excess_variation(factors: ArrayLike) -> Floats:
-    """Return how far each factor travels beyond what its ends require, ``Σⱼ |zⱼ₊₁ − zⱼ| − |z_N − z₀|``.
-
-    Factors (P, N + 1, K) → (P, K), zero for a factor that never turns back. Errors of the factors only ever add,
-    independent ones of standard deviation s up to 1.13 s a step.
-    """
-    z = _check_factors(factors)
+    """Return how far factors travel beyond their ends, ``Σⱼ |zⱼ₊₁ − zⱼ| − |z_N − z₀|``, (P, N + 1, K) → (P, K)."""
+    z = finite(factors, "factors", 1, 2, 1)
     return np.maximum(np.abs(np.diff(z, axis=1)).sum(axis=1) - np.abs(z[:, -1] - z[:, 0]), 0)
 
 
 def straightness(factors: ArrayLike) -> Floats:
     """Return chord over length, ``‖z_N − z₀‖ / Σⱼ ‖zⱼ₊₁ − zⱼ‖``, (P, N + 1, K) → (P,): 1 is straight, at any speed."""
-    z = _check_factors(factors)
+    z = finite(factors, "factors", 1, 2, 1)
     length = np.linalg.norm(np.diff(z, axis=1), axis=2).sum(axis=1)
     if (length == 0).any():
         raise ValueError(f"path {int(length.argmin())} has length zero in factor space; expected paths that move")
@@ -57,17 +52,8 @@ def straightness(factors: ArrayLike) -> Floats:
 
 def factor_path_length(factors: ArrayLike) -> Floats:
     """Return the mean squared speed of each path, ``N Σⱼ ‖zⱼ₊₁ − zⱼ‖²``, (P, N + 1, K) → (P,): ≥ its length squared."""
-    steps = np.diff(_check_factors(factors), axis=1)
+    steps = np.diff(finite(factors, "factors", 1, 2, 1), axis=1)
     return steps.shape[1] * np.square(steps).sum(axis=(1, 2))
-
-
-def _check_factors(factors: ArrayLike) -> Floats:
-    z = np.asarray(factors, dtype=float)
-    if z.ndim != 3 or z.shape[1] < 2 or 0 in z.shape:
-        raise ValueError(f"factors must be (paths, at least 2 points, factors); got shape {z.shape}")
-    if not np.isfinite(z).all():
-        raise ValueError(f"factors must be finite; got {np.count_nonzero(~np.isfinite(z))} NaN or infinite values")
-    return z
 
 
 def path_truth(
@@ -85,13 +71,10 @@ def path_truth(
     """Measure paths of generated faces, (B, *shape) → (B, 3, R, R) in [−1, 1], by their factors of range [−1, 1].
 
     Path i runs from latent 2i to latent 2i + 1 of the stream ``"paths"`` in `num_points` ≥ 3 frames, by a named
-    function of start, end and position. `protocol` holds what else decides the numbers, such as the sampler's steps.
-
-    Returns means over pairs: ``factor_excess`` (mean over factors; details: ``by_points``, seen at fewer),
+    function of start, end and position. Means over pairs: ``factor_excess`` (details: ``by_points``, seen at fewer),
     ``factor_straightness``, ``factor_path_length`` and ``manifold_distance``, the mean squared re-rendering error of a
-    frame. The details of each hold its value on the ``floor``: for every path, the straight line between the factors of
-    its ends, with white noise of the path's own mean re-rendering error. What a model leaves over varies more smoothly
-    (less excess) and looks more like faces (more): read it as a scale, and compare models at equal distance.
+    frame. Details of each: its value on the ``floor``, the straight lines between the factors of the ends, with white
+    noise of the path's own mean re-rendering error. Compare models at equal distance.
     """
     check_walks(num_pairs, num_points, interpolate, "interpolate")
     key = {"num_points": num_points, "interpolate": interpolate.__name__, **(protocol or {})}
@@ -100,11 +83,9 @@ def path_truth(
         ends = draw_latents(shape, 2 * start, 2 * stop, seed=seed, stream="paths")
         frames = traverse(generate, ends[::2], ends[1::2], num_points, path=interpolate, batch_size=batch_size)
         if frames.shape[2] != 3 or frames.shape[3] != frames.shape[4]:
-            needed = "the truth is known of rendered faces only, square images with 3 channels"
-            raise ValueError(f"{needed}; got images of shape {tuple(frames.shape[2:])}")
+            raise ValueError(f"faces are square with 3 channels; got images of shape {tuple(frames.shape[2:])}")
         if (same := (frames[:, 0] - frames[:, -1]).flatten(1).abs().amax(dim=1) < 1e-5).any():
-            path = f"path {start + int(same.int().argmax())} begins and ends in the same image"
-            raise ValueError(f"{path}; expected images that differ where latents do")
+            raise ValueError(f"path {start + int(same.int().argmax())} begins and ends in the same image")
         arrays = fit_faces(frames)
         if floor:
             straight = _straight_paths(arrays, frames.shape[-1], start, seed).to(frames.device)
@@ -150,11 +131,6 @@ def fit_faces(frames: Tensor) -> Arrays:
     return {name: part.unflatten(0, frames.shape[:2]).cpu().numpy() for name, part in fit._asdict().items()}
 
 
-def means(columns: Floats) -> dict[str, list]:
-    """Return the means of columns over rows, with their bootstrap intervals."""
-    return {"value": columns.mean(axis=0).tolist(), "interval": [list(bootstrap_interval(c)) for c in columns.T]}
-
-
 def _straight_paths(fitted: Arrays, resolution: int, start: int, seed: int) -> Tensor:
     """Frames (P, N + 1, 3, R, R) of straight lines between the same ends, with as much white noise as was left over."""
     factors = torch.from_numpy(fitted["factors"])
@@ -167,14 +143,8 @@ def _straight_paths(fitted: Arrays, resolution: int, start: int, seed: int) -> T
     return frames
 
 
-# Tangents
-
-
 def principal_angles(a: ArrayLike, b: ArrayLike) -> Floats:
-    """Return the principal angles between the spans of the columns of a (…, n, p) and of b (…, n, q), by scipy.
-
-    (…, min(p, q)) radians, ascending (Björck and Golub 1973); columns of any lengths, but independent.
-    """
+    """Return the angles between spans of columns, (…, n, p), (…, n, q), ascending radians (Björck and Golub 1973)."""
     a, b = _unit_columns(a), _unit_columns(b)
     if a.shape[:-1] != b.shape[:-1]:
         raise ValueError(f"both spans must lie in one space; got shapes {a.shape} and {b.shape}")
@@ -182,8 +152,7 @@ def principal_angles(a: ArrayLike, b: ArrayLike) -> Floats:
 
 
 def _unit_columns(columns: ArrayLike) -> Floats:
-    given = np.asarray(columns)
-    matrix = given.astype(float)
+    given, matrix = np.asarray(columns), np.array(columns, dtype=float)
     if matrix.ndim < 2 or not 1 <= matrix.shape[-1] <= matrix.shape[-2]:
         raise ValueError(f"expected (…, n, p) with 1 ≤ p ≤ n columns; got shape {matrix.shape}")
     if not np.isfinite(matrix).all():
@@ -192,8 +161,7 @@ def _unit_columns(columns: ArrayLike) -> Floats:
     matrix = matrix / np.where(length > 0, length, 1)
     precision = np.finfo(given.dtype if given.dtype.kind == "f" else float).eps
     if (np.linalg.matrix_rank(matrix, rtol=precision * matrix.shape[-2]) < matrix.shape[-1]).any():
-        independent = f"the {matrix.shape[-1]} columns must be linearly independent"
-        raise ValueError(f"{independent}; their span has fewer dimensions")
+        raise ValueError(f"the {matrix.shape[-1]} columns must be linearly independent")
     return matrix
 
 
@@ -213,7 +181,6 @@ def encoder_alignment(
     *,
     num_faces: int,
     k: int = len(FACTORS),
-    tolerance: float = 3e-3,
     batch_size: int = 8,
     seed: int = 0,
     device: torch.device | str = "cpu",
@@ -221,10 +188,9 @@ def encoder_alignment(
 ) -> Measurement:
     """Compare what a map such as X_t → H sees most in noisy faces, √ᾱ_t render(z) + √(1−ᾱ_t) ε, with what can change.
 
-    The directions are the k leading right singular vectors of ∂f/∂x_t, to a largest residual of `tolerance` · σ₁ (at
-    0.03 the last of ten can still be wrong). They and the faces' tangent space are taken within the tangent space at
-    x_t of the sphere through it. Details: ``chance``, mean principal ``angles`` in degrees, ascending, mean ``energy``
-    ‖Qᵀuᵢ‖² of each direction and mean ``sigma``.
+    The directions are the k leading right singular vectors of ∂f/∂x_t; they and the faces' tangent space are taken
+    within the tangent space at x_t of the sphere through it. Details: ``chance``, mean principal ``angles`` in degrees,
+    mean ``energy`` ‖Qᵀuᵢ‖² of each direction and mean ``sigma``.
     """
     schedule = NoiseSchedule.of(scheduler)
     schedule.check_steps(t)
@@ -235,12 +201,12 @@ def encoder_alignment(
         faces = render(factors, resolution)
         noise = draw_latents(faces.shape[1:], start, stop, seed=seed, stream="tangent noise")
         x_t = schedule.add_noise(faces, noise, t).to(device)
-        sigma, right = singular_vectors(f, x_t, k, tangent=True, tolerance=tolerance, block_size=min(k, 4))
+        sigma, right = singular_vectors(f, x_t, k, tangent=True, tolerance=TOLERANCE, block_size=min(k, 4))
         columns, at_x = tangent_space(factors.double(), resolution), x_t.flatten(1).double().cpu()
         true = torch.stack([project_to_tangent(column, at_x) for column in columns.unbind(2)], dim=2)
         return _compare(right.flatten(2).mT, true, sigma, true.shape[1] - 1)
 
-    key = {"t": t, "k": k, "tolerance": tolerance, **(protocol or {})}
+    key = {"t": t, "k": k, "tolerance": TOLERANCE, **(protocol or {})}
     return _alignment("encoder_alignment", compute, num_faces, "faces", batch_size, seed, key)
 
 
@@ -250,7 +216,6 @@ def decoder_alignment(
     *,
     num_latents: int,
     k: int = len(FACTORS),
-    tolerance: float = 3e-3,
     batch_size: int = 4,
     seed: int = 0,
     device: torch.device | str = "cpu",
@@ -258,13 +223,12 @@ def decoder_alignment(
 ) -> Measurement:
     """Compare what latents (B, *shape) change most in faces f(x_T), (B, 3, R, R), with what can change in a face.
 
-    As `encoder_alignment`, with leading left singular vectors of ∂f/∂x_T within the tangent space of the latents'
-    sphere, and the tangent space of the fitted face, whose mean re-rendering ``error`` is one more detail.
+    As `encoder_alignment`, with left singular vectors of ∂f/∂x_T and the tangent space of the fitted face.
     """
 
     def compute(start: int, stop: int) -> Arrays:
         x_T = draw_latents(shape, start, stop, seed=seed, stream="tangent").to(device)
-        sigma, right = singular_vectors(f, x_T, k, tangent=True, tolerance=tolerance, block_size=min(k, 4))
+        sigma, right = singular_vectors(f, x_T, k, tangent=True, tolerance=TOLERANCE, block_size=min(k, 4))
         with torch.no_grad():
             at_x = Linearisation(f, x_T)
             left = torch.stack([at_x.jvp(v).flatten(1) for v in right.unbind(1)], dim=2)
@@ -273,7 +237,7 @@ def decoder_alignment(
         true = tangent_space(fit.factors.double(), faces.shape[-1])
         return _compare(left, true, sigma, left.shape[1]) | {"error": fit.error.cpu().numpy()}
 
-    key = {"k": k, "tolerance": tolerance, **(protocol or {})}
+    key = {"k": k, "tolerance": TOLERANCE, **(protocol or {})}
     return _alignment("decoder_alignment", compute, num_latents, "latents", batch_size, seed, key)
 
 
@@ -281,8 +245,7 @@ def tangent_alignment(
     unet: UNet2DModel, scheduler: SchedulerMixin, *, num_latents: int, t: int, num_steps: int, **options: object
 ) -> dict[str, Measurement]:
     """Measure both ends of a model of faces: `decoder_alignment` of `num_steps` of DDIM, `encoder_alignment` at t."""
-    shape = latent_shape(unet)
-    if shape[0] != 3 or shape[1] != shape[2]:
+    if (shape := latent_shape(unet))[0] != 3 or shape[1] != shape[2]:
         raise ValueError(f"tangent spaces are known of faces only, (3, R, R); this model makes images {shape}")
     options |= {"batch_size": 4, "device": unet.device}
     sampler, encoder = partial(ddim_sample, unet, scheduler, num_steps=num_steps), partial(encode, unet, t=t)
@@ -307,12 +270,11 @@ def _compare(directions: Tensor, true: Tensor, sigma: Tensor, dimension: int) ->
 def _alignment(
     name: str, compute: Callable[[int, int], Arrays], count: int, unit: str, size: int, seed: int, key: dict[str, Any]
 ) -> Measurement:
-    if count < 2 or size < 1:
-        raise ValueError(f"at least 2 latents and a batch of 1 are needed; got {count} and {size}")
+    if count < 2:
+        raise ValueError(f"at least 2 {unit} are needed; got {count}")
     arrays = over_units(compute, count, size=size, what=name, seed=seed, **key)
     details = {field: means(arrays[field]) for field in ("angles", "energy", "sigma")}
     details["chance"] = len(FACTORS) / int(arrays["dimension"][0])
-    if "error" in arrays:
-        details["error"] = float(arrays["error"].mean())
-    aligned = arrays["energy"].mean(axis=1)
-    return Measurement.from_units(name, aligned, unit=unit, seed=seed, protocol=key, details=details)
+    details |= {"error": float(arrays["error"].mean())} if "error" in arrays else {}
+    shared = {"unit": unit, "seed": seed, "protocol": key, "details": details}
+    return Measurement.from_units(name, arrays["energy"].mean(axis=1), **shared)

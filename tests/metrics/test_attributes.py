@@ -114,7 +114,7 @@ def test_digest_sees_weights_and_names(classifier: NetworkAttributes) -> None:
 
 def test_missing_and_damaged_classifiers_are_refused(classifier: NetworkAttributes, tmp_path: Path) -> None:
     """No file, a record or weights cut short, weights of another record, and a record without an entry."""
-    with pytest.raises(FileNotFoundError, match=r"attributes\.json is missing; give 'faces' or a directory"):
+    with pytest.raises(FileNotFoundError, match=r"attributes\.json is missing; give 'faces' or what"):
         open_attributes(str(tmp_path))
     classifier.save(tmp_path)
     record, weights = (tmp_path / RECORD).read_text(), (tmp_path / WEIGHTS).read_bytes()

@@ -156,8 +156,8 @@ def test_a_record_is_plain_json_and_comes_back_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "not JSON"),
-        ('{"format": "other"}', "not a record"),
+        ("{", "no record, or damaged"),
+        ('{"format": "other"}', "its format is 'other'"),
         ('{"format": "isodiff-evaluation-1", "model": "x"}', "damaged"),
     ],
 )

@@ -192,7 +192,7 @@ X = np.arange(4.0)
         (lambda: compare(mean_of(X), mean_of(X, seed=1)), "seed is 0 and 1"),
         (lambda: compare(*[dataclasses.replace(mean_of(X), replicates=None)] * 2), "no replicates"),
         (lambda: jackknife_interval(math.nan, [1.0, 2.0]), "estimate must be finite"),
-        (lambda: bootstrap_interval([[1.0, 2.0]]), "at least 2 entries, got shape"),
+        (lambda: bootstrap_interval([[1.0, 2.0]]), r"\(≥ 2\); got shape"),
         (lambda: bootstrap_interval([1.0, math.nan]), "1 NaN or infinite"),
         (lambda: bootstrap_interval(X, num_resamples=0), "at least 1, got 0"),
         (lambda: paired_bootstrap_interval(X, X[:2]), "got 4 and 2 values"),

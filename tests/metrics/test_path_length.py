@@ -39,7 +39,7 @@ def _bend(x: Tensor) -> Tensor:
 
 
 def _pair(rows: int = 5, *, radius: float | None = None) -> tuple[Tensor, Tensor]:
-    a, b = (draw_latents((24,), 0, rows, seed=seed, dtype=torch.float64) for seed in (0, 1))
+    a, b = (draw_latents((24,), 0, rows, seed=seed).double() for seed in (0, 1))
     return (a, b) if radius is None else tuple(radius * v / v.norm(dim=1, keepdim=True) for v in (a, b))
 
 
@@ -174,7 +174,7 @@ def _by(distance: Callable, name: str | None = "mine") -> Callable:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (partial(LENGTH, num_pairs=39), ValueError, "at least 40, two for each of the 20 groups; got 39"),
+        (partial(LENGTH, num_pairs=39), ValueError, "at least 40, two for each of 20 groups; got 39"),
         (partial(LENGTH, epsilon=0), ValueError, r"epsilon must be in \(0, 1\].*got 0"),
         (partial(LENGTH, epsilon=1e-12), ValueError, "large enough to move a latent in torch.float32; got 1e-12"),
         (_of(lambda x: x[:1] * SMALL), ValueError, r"must give images \(32, 1 or 3, H, W\); got shape \(1, 1, 4, 6\)"),

@@ -204,7 +204,7 @@ def test_predictions_are_kept_an_attribute_at_a_time(tmp_path: Path, monkeypatch
 def test_skipped_attribute_is_told() -> None:
     x, labels = blobs(60, 5, 2, distance=3.0)
     labels[:, 1] = True
-    measured = linear_separability(x, labels.astype(float), names=["a", "b"], num_kept=60, on_single_class="skip")
+    measured = linear_separability(x, labels.astype(float), names=["a", "b"], num_kept=60)
     alone = linear_separability(x, labels[:, :1].astype(float), names=["a"], num_kept=60)
     assert measured.value == alone.value
     assert (measured.protocol["skipped"], measured.protocol["attributes"]) == (["b"], ["a"])
@@ -220,7 +220,7 @@ X, LABELS = blobs(40, 5, 2, distance=3.0)
     [
         ({"x": np.where(X[3, 2] == X, np.nan, X)}, "finite; got 1 NaN"),
         ({"x": np.zeros_like(X)}, "latents must differ.*; 1 of 40 are distinct"),
-        ({"x": X[:, 0]}, r"\(n, d\).*got shape \(40,\)"),
+        ({"x": X[:, 0]}, r"\(≥ 2, ≥ 1\).*got shape \(40,\)"),
         ({"labels": np.zeros((39, 1))}, r"\(40, attributes\).*got shape \(39, 1\)"),
         ({"labels": np.full((40, 1), 0.3)}, r"true or false; got .*0\.3"),
         ({"labels": np.ones((40, 1))}, "attribute 0 has 40 latents with it and 0 without; cross-validated needs at le"),
@@ -242,9 +242,7 @@ def test_bad_scores_are_refused(change: dict, message: str) -> None:
         ({"names": ["a", "a"]}, "all different; got .* a, a"),
         ({"probabilities": np.full((40, 2), 1.2)}, r"\[0, 1\]; got 1\.2 to 1\.2; apply a sigmoid"),
         ({"probabilities": np.full((40, 2), np.nan)}, "got nan to nan"),
-        ({"probabilities": np.ones((40, 2))}, "a has 40 latents with it and 0 without"),
-        ({"probabilities": np.ones((40, 2)), "on_single_class": "skip"}, "every attribute has too few.*a, b"),
-        ({"on_single_class": "ignore"}, "'raise' or 'skip'; got 'ignore'"),
+        ({"probabilities": np.ones((40, 2))}, "a has 40 latents with it and 0 without.*; b has 40"),
         ({"latents": np.empty((0, 3))}, r"probabilities must be \(0, 2\)"),
     ],
 )

@@ -115,7 +115,7 @@ def test_a_map_without_a_bottleneck_is_refused(digits: Generator) -> None:
 @pytest.mark.parametrize(
     ("h", "message"),
     [
-        (np.zeros((2, 2, 4)), r"at least 3 points, features\); got shape \(2, 2, 4\)"),
+        (np.zeros((2, 2, 4)), r"≥ 3, ≥ 1\); got shape \(2, 2, 4\)"),
         (np.full((1, 3, 4), np.nan), "12 NaN"),
         (np.array([[[0.0], [1], [2]], [[5.0], [1], [5]]]), "path 1 ends where it begins"),
         ({"num_pairs": 1}, "num_pairs must be at least 2 .* got 1 and 3"),

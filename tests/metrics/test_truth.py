@@ -119,7 +119,7 @@ def test_neither_the_direction_of_time_nor_points_between_two_frames_matter(path
 def test_other_shapes_and_values_are_refused(measure: type) -> None:
     for bad, message in (
         (line()[0], r"got shape \(9, 3\)"),
-        (line()[:, :1], "at least 2 points"),
+        (line()[:, :1], "≥ 2"),
         (np.where(np.arange(9)[None, :, None] * 3 + np.arange(3) == 4, np.nan, line()), "1 NaN"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -269,12 +269,12 @@ def test_an_encoder_that_sees_the_factors_only_is_aligned_and_one_that_sees_all_
 
 def test_the_batch_does_not_matter() -> None:
     weights = torch.randn(PIXELS, 12, generator=torch.Generator().manual_seed(2))
-    sizes = {"num_faces": 3, "k": 3, "tolerance": 1e-4}
+    sizes = {"num_faces": 3, "k": 3}
     whole, rows = (
         encoder_alignment(lambda x: x.flatten(1) @ weights, SCHEDULER, 100, SIDE, batch_size=size, **sizes)
         for size in (8, 1)
     )
-    assert np.allclose(whole.replicates, rows.replicates, atol=1e-4)
+    assert np.allclose(whole.replicates, rows.replicates, rtol=1e-2)
 
 
 COUNTS = {"num_latents": 2, "num_steps": 2}
@@ -295,7 +295,7 @@ decode = partial(decoder_alignment, lambda x: x, num_latents=2)
             lambda: tangent_alignment(build_unet("digits16"), SCHEDULER, num_latents=2, t=4, num_steps=2),
             r"\(1, 16, 16\)",
         ),
-        (lambda: decode((3, SIDE, SIDE), num_latents=1), "at least 2 latents and a batch of 1 are needed; got 1 and 4"),
+        (lambda: decode((3, SIDE, SIDE), num_latents=1), "at least 2 latents are needed; got 1"),
         (lambda: decode((1, SIDE, SIDE)), r"got torch.float32 of shape \(2, 1, 16, 16\)"),
         (lambda: encode(t=1000), "integer steps 0 to 999; got 1000"),
         (lambda: encode(t=0, k=800), "k must be between 1 and 767"),
