@@ -34,6 +34,7 @@ from isodiff.metrics.truth import fit_faces, means
 Array = NDArray[np.float64]
 TOLERANCE = 0.05  # of monotonicity, in factors: what errors of the factors explain
 BASIS_TOLERANCE = 1e-3  # of `local_basis`
+TOTAL = 1.0  # summed change, in ranges of a factor, at which spill-over is compared
 
 
 class Effects(NamedTuple):
@@ -46,6 +47,8 @@ class Effects(NamedTuple):
     share: Array  # of the target in all change, 0 to 1; the rest is spill-over
     monotone: NDArray[np.bool_]  # over the scoring moves and 0 the target rises, and never falls, by the tolerance
     correlation: Array  # Spearman's, of γ and the target over the same images; 0 where the target is constant
+    share_at_total: Array  # the share where all change is `TOTAL`, linear between the scoring moves, or at the nearest
+    reaches: NDArray[np.bool_]  # whether `TOTAL` lies between these
 
 
 def effects(factors: ArrayLike, gammas: ArrayLike) -> Effects:
@@ -76,7 +79,16 @@ def effects(factors: ArrayLike, gammas: ArrayLike) -> Effects:
     correlation = np.divide(ranks @ position, norm, out=np.zeros(len(z)), where=norm > 0)
     monotone = (fall <= TOLERANCE) & (along[:, -1] - along[:, 0] > TOLERANCE)
     of_target = change[rows, target]
-    return Effects(target, sign, of_target, total - of_target, of_target / total, monotone, correlation)
+    by_size = (np.abs(up - middle) + np.abs(down - middle))[:, small:] / 4  # (n, scoring sizes, K)
+    totals = np.maximum(by_size.sum(axis=2), 1e-12)
+    shares = by_size[rows, :, target] / totals
+    order = np.argsort(totals, axis=1)
+    totals, shares = (np.take_along_axis(part, order, axis=1) for part in (totals, shares))
+    at_total = np.array([np.interp(TOTAL, *pair) for pair in zip(totals, shares, strict=True)])
+    reaches = (totals[:, 0] <= TOTAL) & (totals[:, -1] >= TOTAL)
+    return Effects(
+        target, sign, of_target, total - of_target, of_target / total, monotone, correlation, at_total, reaches
+    )
 
 
 def _check_gammas(gammas: ArrayLike) -> Array:
@@ -139,6 +151,8 @@ def direction_effects(
         **{name: fields[name] for name in ("target_change", "other_change")},
         "monotone_share": fields["monotone"].astype(float),
         "rank_correlation": fields["correlation"],
+        "spill_over_at_total": 1 - fields["share_at_total"],
+        "reaches_total": fields["reaches"].astype(float),
         "move_error": arrays["error"].mean(axis=2),
     }
     shared = {"unit": "latents", "seed": seed, "protocol": {**protocol, "tolerance": TOLERANCE}}

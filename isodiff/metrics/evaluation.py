@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from tqdm import tqdm
 
-from isodiff.datasets import check_images, open_dataset
+from isodiff.datasets import FACTORS, check_images, open_dataset
 from isodiff.diffusion import NoiseLevel, NoiseSchedule, autoencoder_of, image_shape, images_to_latents, open_model
 from isodiff.files import check_seed, resolve_device
 from isodiff.geometry import lerp, slerp
@@ -33,7 +33,7 @@ from isodiff.metrics.networks import Net, inception_features, perceptual_distanc
 from isodiff.metrics.path_length import Mode, epsilon_sweep, path_lengths
 from isodiff.metrics.separability import linear_separability
 from isodiff.metrics.trajectory import relative_trajectory_length
-from isodiff.metrics.truth import encoder_alignment, path_truth, tangent_alignment
+from isodiff.metrics.truth import diversity, encoder_alignment, path_truth, tangent_alignment
 
 # Real images come from another part of an endless data set than the images a model was trained on.
 _REAL_SEED = 2**20
@@ -64,11 +64,13 @@ class Sizes:
     spectrum_k: Count = 50  # how many singular values
     num_anisotropy: Count = 40  # images on which anisotropy is estimated at each
     num_maps: Count = 3  # latents at which the Jacobian of the whole sampler is measured
+    num_latents: Count = 8  # latents at which it is compared with an isometry of the rank that the data allow
     map_k: Count = 10  # its singular values
     map_steps: Count = 10  # its steps
     num_separable: Count = 320  # generated images behind linear separability, FID's first ones; the paper takes 2,000
     num_kept: Count = 160  # the most confident of them, for each attribute; the paper keeps 1,000
     num_truth_pairs: Count = 16  # pairs of latents whose paths are compared with the true factors
+    num_spread: Count = 64  # generated faces, FID's first ones, over which factors spread
     truth_points: Count = 9  # points of each such path, both ends included
     truth_floor: bool = True  # whether the floor of that measurement is measured too, at twice the cost
     num_alignment: Count = 2  # images, and latents, at which tangent spaces are compared
@@ -94,7 +96,7 @@ class Sizes:
 # fmt: off
 _RECORD: dict[str, Any] = {
     "num_fid_images": 2_000, "num_ppl_pairs": 200, "ppl_steps": 100, "num_sweep_pairs": 40, "num_rtl_pairs": 100,
-    "rtl_points": 17, "num_spectra": 24, "num_anisotropy": 256, "num_maps": 40, "map_steps": 20,
+    "rtl_points": 17, "num_spectra": 24, "num_anisotropy": 256, "num_maps": 40, "map_steps": 20, "num_latents": 64, "num_spread": 1_000,
     "num_separable": 2_000, "num_kept": 1_000, "num_truth_pairs": 100, "num_alignment": 16, "walk_points": 13,
     "num_edited": 64, "num_inverted": 32, "inversion_steps": [10, 20, 50, 100], "num_interpolated": 100,
     "num_geodesics": 32, "path_segments": 16, "swept_shares": [0.2, 0.4, 0.8], "num_swept": 16,
@@ -261,6 +263,17 @@ def _map(run: Evaluation, generate: Generator) -> Measurements:
     }
 
 
+def _rank(run: Evaluation, generate: Generator) -> Measurements:
+    """Measure, latent by latent, how far the whole sampler of faces is from an isometry of rank 10."""
+    x_T = draw_latents(generate.shape, 0, run.sizes.num_latents, seed=run.seed, stream="map").to(run.device)
+    f = jacobians.sampler_map(generate)
+    return {"map_log_anisotropy": jacobians.log_anisotropy(f, x_T, rank=len(FACTORS), seed=run.seed)}
+
+
+def _spread(run: Evaluation, generate: Generator) -> Measurements:
+    return {"factor_spread": diversity(run.samples(generate, run.sizes.num_spread), seed=run.seed)}
+
+
 def _separability(run: Evaluation, generate: Generator) -> Measurements:
     count, classifier = run.sizes.num_separable, open_attributes(run.labels)
     images = run.samples(generate, count)
@@ -369,6 +382,8 @@ SUITE: dict[str, Family] = {
     "vor": Family(_vor),
     "anisotropy": Family(_anisotropy),
     "map": Family(_map, "map_steps"),
+    "rank": Family(_rank, "map_steps", ("truth",)),
+    "spread": Family(_spread, "fid_steps", ("truth",)),
     "separability": Family(_separability, "fid_steps", ("attributes",)),
     "truth": Family(_path_truth, "fid_steps", ("truth",)),
     "alignment": Family(_alignment, None, ("truth", "pixels")),

@@ -190,6 +190,34 @@ def map_anisotropy(f: Map, x: Tensor, *, seed: int = 0, batch_size: int = 16) ->
     return Measurement.from_jackknife("anisotropy", value, replicates, **fields)
 
 
+def log_anisotropy(f: Map, x: Tensor, *, rank: int, num_probes: int = 16, seed: int = 0) -> Measurement:
+    """Measure log(rank · Tr R² / (Tr R)²) at each of n ≥ 2 points: 0 if R is c² I on so many directions, whatever c.
+
+    `rank` is what the data allow, at most that of the map. Two maps measured at the same points share their probes, so
+    that `compare` gives the mean log ratio of pairs with its interval. Of a map that is isotropic on r directions K
+    probes show log(rK/2) − ψ(rK/2) ≈ 1/(rK) instead of 0.
+    """
+    n, m, described = _described(f, x, 2)
+    if not 1 <= rank <= min(n - 1, m):
+        raise ValueError(f"rank must be 1 to {min(n - 1, m)}; got {rank}")
+    protocol = described | {"rank": rank, "num_probes": num_probes}
+
+    def compute(points: Tensor, start: int) -> dict[str, np.ndarray]:
+        draws = [number_generator(seed, "probes", start + row) for row in range(len(points))]
+        probes = torch.stack([torch.randn(num_probes, *x.shape[1:], generator=draw) for draw in draws], 1)
+        traces = geometry.trace_samples(f, points, probes=probes.to(points))
+        return {"values": _finite(torch.stack(traces, 1), "traces").double().cpu().numpy()}  # (points, 2, probes)
+
+    key = {"version": 1, "seed": seed, "numbered": True, **protocol}
+    with torch.no_grad():
+        first, second = over_points(compute, x, size=4, what="traces of pairs", **key)["values"].mean(2).T
+    values, details = np.log(rank * second / first**2), {"mean_trace": float(first.mean())}
+    details["standard_error"] = float(values.std(ddof=1) / len(values) ** 0.5)
+    return Measurement.from_units(
+        "log_anisotropy", values, unit="points", seed=seed, protocol=protocol, details=details
+    )
+
+
 @torch.no_grad()
 def encoder_anisotropy(
     unet: UNet2DModel, scheduler: SchedulerMixin, x_0: Tensor, t: int, *, num_batches: int = 8, seed: int = 0

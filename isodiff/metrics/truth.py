@@ -29,7 +29,16 @@ from isodiff.diffusion import NoiseSchedule, ddim_sample, encode, latent_shape
 from isodiff.editing import Path, traverse
 from isodiff.geometry import Linearisation, Map, project_to_tangent, singular_vectors, slerp
 from isodiff.metrics.generator import Generate, draw_latents, number_generator
-from isodiff.metrics.measure import Arrays, Measurement, bootstrap_interval, finite, means, over_units
+from isodiff.metrics.measure import (
+    Arrays,
+    Measurement,
+    bootstrap_interval,
+    finite,
+    leave_groups_out,
+    means,
+    over_points,
+    over_units,
+)
 
 Floats = NDArray[np.floating]
 TOLERANCE = 3e-3  # largest residual of singular directions over σ₁; at 0.03 the last of ten can still be wrong
@@ -141,6 +150,24 @@ def _straight_paths(fitted: Arrays, resolution: int, start: int, seed: int) -> T
         noise = torch.randn(frames[row].shape, generator=number_generator(seed, "path floor", start + row))
         frames[row] += float(error.mean()) ** 0.5 * noise
     return frames
+
+
+def factor_spread(factors: ArrayLike) -> Floats:
+    """Return the standard deviation of each factor over n ≥ 2 faces, (n, K) → (K,), over that of the data, 1/√3."""
+    return finite(factors, "factors", 2, 1).std(axis=0, ddof=1) * 3**0.5
+
+
+def diversity(images: np.ndarray, *, seed: int = 0, batch_size: int = 64) -> Measurement:
+    """Measure the mean `factor_spread` of generated faces, uint8 (n, 3, R, R): 1 for the data, less for fewer kinds."""
+
+    def compute(faces: np.ndarray, start: int) -> Arrays:
+        return {"factors": fit_faces(torch.from_numpy(faces).float()[None] / 127.5 - 1)["factors"][0]}
+
+    factors = over_points(compute, images, size=batch_size, what="factors of images")["factors"]
+    value, replicates = leave_groups_out(lambda z: float(factor_spread(z).mean()), factors)
+    details = {"by_factor": dict(zip(FACTORS, factor_spread(factors).round(4).tolist(), strict=True))}
+    fields = {"n": len(images), "unit": "images", "seed": seed, "protocol": {}, "details": details}
+    return Measurement.from_jackknife("factor_spread", value, replicates, **fields)
 
 
 def principal_angles(a: ArrayLike, b: ArrayLike) -> Floats:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -22,6 +23,8 @@ from isodiff.files import write_whole
 from isodiff.reproduce.claims import Experiment, Program
 from isodiff.reproduce.endpoints import FORMAT, load_run, record
 from isodiff.reproduce.programs import PROGRAMS
+
+_DETAILS = ("steps", "value", "chance", "rank", "mean_trace", "mean_sigma", "by_factor", "control")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,8 +154,8 @@ def _measure(run: Run, place: Place) -> dict[str, Any]:
     )
     measurements = {}
     for name, facts in ((name, measured.to_json()) for name, measured in found.measurements.items()):
-        kept = {key: facts[key] for key in ("value", "interval", "n", "unit", "protocol")}
-        kept["details"] = {k: v for k, v in facts["details"].items() if k in ("steps", "value", "chance", "rank")}
+        kept = {key: facts[key] for key in ("value", "interval", "n", "unit", "protocol", "replicates", "kind")}
+        kept["details"] = {key: value for key, value in facts["details"].items() if key in _DETAILS}
         measurements[name] = kept
     return curves | {"measurements": measurements}
 
@@ -161,7 +164,8 @@ def _model(run: Run, place: Place) -> tuple[Any, dict[str, Any]]:
     """Return the trained model of a run, from its folder where it is there, and the record's part on its training."""
     base, fields = run.settings["base"], run.settings["config"]
     if isinstance(base, str):
-        pipeline, origin = diffusion.load_pipeline(base), base
+        origin = base.format(seed=run.seed)
+        pipeline = diffusion.load_pipeline(origin)
         if fields is None:
             return pipeline, {}
     elif fields is None:
@@ -170,6 +174,7 @@ def _model(run: Run, place: Place) -> tuple[Any, dict[str, Any]]:
     else:
         pipeline, origin = diffusion.load_pipeline(place.model(run, "base")), "base of the same seed"
     dataset, folder = place.dataset(run), place.model(run)
+    began, new = time.perf_counter(), not folder.exists()
     trained = diffusion.train(
         pipeline,
         datasets.open_dataset(dataset, diffusion.image_shape(pipeline), seed=run.seed),
@@ -180,7 +185,9 @@ def _model(run: Run, place: Place) -> tuple[Any, dict[str, Any]]:
         progress=False,  # one bar for all is enough
     )
     curves = diffusion.read_record(folder / diffusion.RECORD)["curves"]
-    return trained, {"curves": {name: _thin(curves[name]) for name in ("dsm", "step", "anisotropy")}}
+    facts = {"curves": {name: _thin(curves[name]) for name in ("dsm", "step", "anisotropy")}}
+    # of a whole training only, and beside whatever else ran
+    return trained, facts | ({"seconds": {"training": round(time.perf_counter() - began, 1)}} if new else {})
 
 
 def _thin(values: list[float | None]) -> list[float | None]:
