@@ -96,7 +96,8 @@ class Sizes:
 # fmt: off
 _RECORD: dict[str, Any] = {
     "num_fid_images": 2_000, "num_ppl_pairs": 200, "ppl_steps": 100, "num_sweep_pairs": 40, "num_rtl_pairs": 100,
-    "rtl_points": 17, "num_spectra": 24, "num_anisotropy": 256, "num_maps": 40, "map_steps": 20, "num_latents": 64, "num_spread": 1_000,
+    "rtl_points": 17, "num_spectra": 24, "num_anisotropy": 256, "num_maps": 40, "map_steps": 20,
+    "num_latents": 64, "num_spread": 1_000,
     "num_separable": 2_000, "num_kept": 1_000, "num_truth_pairs": 100, "num_alignment": 16, "walk_points": 13,
     "num_edited": 64, "num_inverted": 32, "inversion_steps": [10, 20, 50, 100], "num_interpolated": 100,
     "num_geodesics": 32, "path_segments": 16, "swept_shares": [0.2, 0.4, 0.8], "num_swept": 16,
