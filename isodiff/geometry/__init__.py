@@ -3,6 +3,7 @@
 import lazy_loader
 
 _NAMES = {
+    "dimension": "local_dimension",
     "geodesics": "GeodesicResult continue_geodesic solve_geodesic",
     "initial_paths": "graph_path initial_path resample",
     "isometry": "Metric anisotropy estimate_loss exact_isometry_loss exact_traces isometry_loss isometry_loss_share "
@@ -14,6 +15,7 @@ _NAMES = {
     "layers": "recomputed",
     "scores": "AnalyticScore GaussianMixture LowRankGaussian NoisyShell c_arc curve helix two_moons",
     "smooth": "pulled_lengths smooth_loss smooth_loss_share updated_average",
+    "spacetime": "SpacetimeCurve spacetime_geodesic",
     "sphere": "combine conformal_factor expected_radius inverse_stereographic lerp move project_to_tangent "
     "require_batch require_same_shape slerp stereographic transport",
     "trace": "TraceEstimate hutchinson sample_probes",
