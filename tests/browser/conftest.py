@@ -10,20 +10,18 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
 from isodiff.course import kernel_of_this_interpreter
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, ConsoleMessage, Page
+    from playwright.sync_api import Browser, Page
 
 ROOT = Path(__file__).resolve().parents[2]
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
-_FLAGS = ["disable-gpu", "disable-quic", "no-first-run", "disable-background-networking", "disable-component-update"]
 _PATIENCE = 300  # seconds for what takes a few; a busy machine is not a failure
 
 # What JupyterLab would otherwise ask the network, or show over the notebook. With windowing, cells out of sight would
@@ -34,8 +32,7 @@ _SETTINGS = {
 }
 
 
-@dataclass(frozen=True)
-class Lab:
+class Lab(NamedTuple):
     """A running JupyterLab."""
 
     url: str  # ends in a slash
@@ -45,19 +42,15 @@ class Lab:
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """Return the path of an installed Chromium."""
     found = next(filter(None, map(shutil.which, _NAMES)), None)
-    if found is None:
-        pytest.skip(f"needs Chromium, one of {', '.join(_NAMES)} on PATH; on Debian: apt-get install chromium")
-    return found
+    return found or pytest.skip(f"needs one of {', '.join(_NAMES)} on PATH; on Debian: apt-get install chromium")
 
 
 @pytest.fixture(scope="session")
 def lab(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """Start a JupyterLab that knows nothing of the user's settings; stop it with its kernels."""
+    """Start a JupyterLab that knows nothing of the user's settings."""
     home = tmp_path_factory.mktemp("lab")
-    folder = home / "notebooks"
-    folder.mkdir()
+    (home / "notebooks").mkdir()
     for name, values in _SETTINGS.items():
         file = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +58,7 @@ def lab(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab
     own = {f"JUPYTER_{kind}_DIR": str(home / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")}
     options = {
         "ServerApp.port": 0,
-        "ServerApp.root_dir": folder,
+        "ServerApp.root_dir": home / "notebooks",
         "ServerApp.allow_root": True,
         "LabApp.user_settings_dir": home / "settings",
         "LabApp.workspaces_dir": home / "workspaces",
@@ -74,44 +67,44 @@ def lab(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab
     command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", *(f"--{k}={v}" for k, v in options.items())]
     with kernel_of_this_interpreter(), (home / "log").open("w") as log:
         environment = {**os.environ, **own, "IPYTHONDIR": str(home / "ipython"), "ISODIFF_ROOT": str(ROOT)}
-        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        try:
-            yield _started(server, home, folder)
-        finally:
-            server.terminate()
+        with subprocess.Popen(command, stdout=log, stderr=log, env=environment) as server:
             try:
-                server.wait(30)  # it shuts its kernels down before it ends
-            except subprocess.TimeoutExpired:  # asked while it answers a page, it may wait for ever
+                yield _started(server, home)
+            finally:
                 server.kill()  # kernels notice and end by themselves
-                server.wait()
+
+
+def _started(server: subprocess.Popen, home: Path) -> Lab:
+    """Wait until the server answers."""
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline and server.poll() is None:
+        for file in (home / "runtime").glob("jpserver-*.json"):
+            try:
+                info = json.loads(file.read_text())
+                urllib.request.urlopen(f"{info['url']}api/status?token={info['token']}", timeout=5).close()
+                return Lab(info["url"], info["token"], home / "notebooks")
+            except (OSError, ValueError):  # not listening yet, or the file is half written
+                pass
+        time.sleep(0.2)
+    pytest.fail(f"JupyterLab did not start:\n{(home / 'log').read_text()[-3000:]}")
 
 
 @pytest.fixture(scope="session")
 def browser(chromium: str, lab: Lab) -> Iterator[Browser]:
-    """Start Chromium, headless."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install 'isodiff[test]'")
     sync_api.expect.set_options(timeout=1000 * _PATIENCE)
-    root = getattr(os, "geteuid", lambda: None)() == 0  # for whom Chromium has no sandbox
-    flags = [f"--{flag}" for flag in (*_FLAGS, *(["no-sandbox"] if root else []))]
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
-        yield browser
-        browser.close()
+        yield playwright.chromium.launch(executable_path=chromium, args=["--disable-gpu"])
 
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
     """Open an empty page; in the end it must have had no exception and no error in its console."""
     complaints = []
-
-    def note(message: ConsoleMessage) -> None:
-        if message.type == "error":
-            complaints.append(f"console: {message.text} ({message.location.get('url', '')})")
-
     page = browser.new_page(viewport={"width": 1280, "height": 1000})
     page.set_default_timeout(1000 * _PATIENCE)
     page.on("pageerror", lambda error: complaints.append(f"exception: {error}"))
-    page.on("console", note)
+    page.on("console", lambda said: said.type == "error" and complaints.append(f"{said.text} ({said.location})"))
     yield page
     page.close()
     assert complaints == []
@@ -119,22 +112,6 @@ def page(browser: Browser) -> Iterator[Page]:
 
 @pytest.fixture(scope="session")
 def screenshots() -> Path:
-    """Return the folder of screenshots: ``ISODIFF_SCREENSHOTS``, or ``runs/browser`` of the clone."""
-    folder = Path(os.environ.get("ISODIFF_SCREENSHOTS", ROOT / "runs" / "browser"))
+    folder = ROOT / "runs" / "browser"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def _started(server: subprocess.Popen, home: Path, folder: Path) -> Lab:
-    """Wait until the server answers."""
-    deadline = time.monotonic() + _PATIENCE
-    while time.monotonic() < deadline and server.poll() is None:
-        for file in (home / "runtime").glob("jpserver-*.json"):
-            try:
-                info = json.loads(file.read_text())
-                with urllib.request.urlopen(f"{info['url']}api/status?token={info['token']}", timeout=5):
-                    return Lab(info["url"], info["token"], folder)
-            except (OSError, ValueError):  # not listening yet, or the file is half written
-                pass
-        time.sleep(0.2)
-    pytest.fail(f"JupyterLab did not start:\n{(home / 'log').read_text()[-3000:]}")
