@@ -70,7 +70,9 @@ def test_a_traverse_decodes_the_path_in_order(path: Callable) -> None:
 
 def test_batches_do_not_change_the_frames() -> None:
     a, b = noise(2, 1, 16, 16).float(), noise(2, 1, 16, 16, seed=1).float()
-    torch.testing.assert_close(traverse(digits(), a, b, 3, batch_size=4), traverse(digits(), a, b, 3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        traverse(digits(), a, b, 3, batch_size=4), traverse(digits(), a, b, 3), atol=1e-4, rtol=0
+    )
 
 
 def test_a_gamma_traversal_decodes_the_moves() -> None:
