@@ -8,36 +8,35 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    DDPMPipeline,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    PNDMScheduler,
-    UNet2DModel,
-    UniPCMultistepScheduler,
-)
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DPMSolverMultistepScheduler as DPM
+from diffusers import PNDMScheduler as PNDM
+from diffusers import UniPCMultistepScheduler as UniPC
 from PIL import Image
 
 from isodiff.cli import main
 from isodiff.diffusion import load_pipeline
 
+from .datasets.pictures import noise
+from .diffusion.tiny import BLOCKS
+
 FEW = ["--num-steps", "2", "--batch-size", "4", "--p", "0", "--lambda-iso", "0.1", "--device", "cpu"]
-BLOCKS = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
-TINY = BLOCKS | {"block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1, "attention_head_dim": 4}
+ATTENTION = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+ATTENTION |= {"attention_head_dim": 4}
 pytestmark = pytest.mark.filterwarnings("ignore:.*leading spacing", "ignore:.*stores no scheduler")
 
 
 def model(place: Path, scheduler: object | None = None, *, size: object = 16, channels: int = 3, out: int = 0) -> str:
     torch.manual_seed(0)
-    unet = UNet2DModel(sample_size=size, in_channels=channels, out_channels=out or channels, **TINY)
+    unet = UNet2DModel(size, channels, out or channels, **BLOCKS | ATTENTION)
     DDPMPipeline(unet=unet, scheduler=scheduler or DDPMScheduler()).save_pretrained(place)
     return str(place)
 
 
 def photographs(place: Path) -> str:
     place.mkdir()
-    for number, pixels in enumerate(np.random.default_rng(0).integers(0, 255, (6, 20, 40, 3), dtype=np.uint8)):
-        Image.fromarray(pixels).save(place / f"{number}.png")
+    for number in range(6):
+        noise(number, size=40).crop((0, 0, 40, 20)).save(place / f"{number}.png")
     return f"folder:{place}"
 
 
@@ -50,7 +49,7 @@ def content(folder: str | Path) -> dict[str, str]:
     return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-@pytest.mark.parametrize("kind", [DPMSolverMultistepScheduler, UniPCMultistepScheduler, PNDMScheduler])
+@pytest.mark.parametrize("kind", [DPM, UniPC, PNDM])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_training_does_not_depend_on_the_class_of_the_scheduler(
     kind: type, prediction_type: str, tmp_path: Path
@@ -83,27 +82,20 @@ def test_a_model_is_trained_sampled_and_measured_in_its_own_shape(
     before, after = (load_pipeline(place).unet for place in (base, tmp_path / "trained"))
     assert after.config.sample_size == before.config.sample_size
     if kind == "with a learned variance":  # nothing asks anything of the variance
-        half = after.conv_out.weight[3:], before.conv_out.weight[3:]
-        torch.testing.assert_close(*half, rtol=0, atol=0)
-    assert (
-        main(
-            ["sample", base, "--number", "2", "--columns", "2", "--num-steps", "2", "--output", str(tmp_path / "a.png")]
-        )
-        == 0
-    )
+        torch.testing.assert_close(after.conv_out.weight[3:], before.conv_out.weight[3:], rtol=0, atol=0)
+    picture = str(tmp_path / "a.png")
+    assert main(["sample", base, "--number", "2", "--columns", "2", "--num-steps", "2", "--output", picture]) == 0
     height, width = np.broadcast_to(before.config.sample_size, 2)
-    assert Image.open(tmp_path / "a.png").size == (2 * width + 3, height + 2)
-    sizes = ["-p", "num_fid_images=40", "-p", "num_anisotropy=20", "-p", "fid_steps=2"]
+    assert Image.open(picture).size == (2 * width + 3, height + 2)
     places = ["--output", str(tmp_path / "out"), "--cache", str(tmp_path / "cache"), "--no-progress"]
+    evaluate = ["evaluate", base, "--dataset", dataset, "--metrics", "anisotropy", *places]
+    evaluate += ["-p", "num_fid_images=40", "-p", "fid_steps=2", "-p"]
     capsys.readouterr()
-    options = ["--dataset", dataset, "--metrics", "anisotropy", *sizes, *places]
-    assert main(["evaluate", base, *options]) == 2  # six photographs are too few
+    assert main([*evaluate, "num_anisotropy=20"]) == 2  # six photographs are too few
     assert "6 images and 20 are asked for" in capsys.readouterr().err
-    assert main(["evaluate", base, *options, "-p", "num_anisotropy=4"]) == 2  # given twice
-    options[options.index("num_anisotropy=20")] = "num_anisotropy=6"
-    assert main(["evaluate", base, *options]) == 0
-    horizon = load_pipeline(base).scheduler.config.num_train_timesteps
-    printed = capsys.readouterr().out
+    assert main([*evaluate, "num_anisotropy=4", "-p", "num_anisotropy=4"]) == 2  # given twice
+    assert main([*evaluate, "num_anisotropy=6"]) == 0
+    horizon, printed = load_pipeline(base).scheduler.config.num_train_timesteps, capsys.readouterr().out
     assert all(f"anisotropy_t{share * horizon // 10}" in printed for share in (2, 6, 8))
 
 
