@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 from collections.abc import Callable
@@ -12,7 +13,6 @@ import nbformat
 import pytest
 import yaml
 from nbconvert import HTMLExporter
-from nbformat.v4 import new_code_cell, new_notebook
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
@@ -31,29 +31,6 @@ T = TypeVar("T")
 COURSE = Path(__file__).resolve().parents[2] / "notebooks"
 NAMES = sorted(path.name for path in COURSE.glob("*.ipynb"))
 TINY = yaml.safe_load(Path(__file__).parents[1].joinpath("tiny.yaml").read_text(encoding="utf-8"))
-EXPLORERS = [
-    """
-from torch.nn.functional import normalize
-from isodiff.diffusion import load_pipeline
-from isodiff.geometry import lerp, project_to_tangent, slerp
-from isodiff.metrics import Generator, draw_latents
-from isodiff.plots import show, use_style
-from isodiff.widgets import DirectionExplorer, LatentTraversal, SphereExplorer
-import torch
-use_style()
-generators = {model: Generator(load_pipeline(f"digits16/{model}"), 2) for model in ("base", "isometric")}
-latents = draw_latents((1, 16, 16), 0, 3, seed=0)""",
-    """
-traversal = LatentTraversal(generators, latents, paths={"slerp": slerp, "lerp": lerp}, num_frames=17)
-show(traversal.figure())""",
-    "traversal",
-    """
-tangent = project_to_tangent(draw_latents((1, 16, 16), 3, 6, seed=0), latents)
-directions = dict.fromkeys(generators, normalize(tangent.flatten(1), dim=1).reshape(3, 1, 1, 16, 16))
-sigma = dict.fromkeys(generators, torch.ones(3, 1))
-DirectionExplorer(generators, latents, directions, sigma=sigma, max_gamma=8.0, num_frames=17)""",
-    "SphereExplorer()",
-]
 
 
 def open_and_run(page: Page, lab: Lab, name: str) -> None:
@@ -103,13 +80,11 @@ def readout(handle: Locator) -> float:
 
 
 def press_arrow(page: Page, handle: Locator) -> int:
-    """Move a slider up by the keyboard."""
     handle.press("ArrowRight")
     return 1
 
 
 def drag_left(page: Page, handle: Locator) -> int:
-    """Move a slider down by the mouse."""
     box = handle.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.mouse.move(x, y)
@@ -119,33 +94,27 @@ def drag_left(page: Page, handle: Locator) -> int:
     return -1
 
 
-def move_every_slider(page: Page, explorer: Locator) -> None:
-    """Move each slider by keyboard and by mouse, then reset: the picture must follow each time."""
+def move_every_control(page: Page, explorer: Locator) -> None:
+    """Move sliders by keyboard and by mouse, take another model, then reset: the picture must follow each time."""
     picture = explorer.locator("img.widget-image")
     explorer.scroll_into_view_if_needed()
     first, handles = shown(picture), explorer.get_by_role("slider").all()
     assert handles
-    for handle in handles:
-        for move in (press_arrow, drag_left):
-            before, place = shown(picture), readout(handle)
-            direction = move(page, handle)
-            wait_for(page, lambda old=before: shown(picture) != old, f"the picture did not follow {move.__name__}")
-            assert direction * (readout(handle) - place) > 0
+    for handle, move in itertools.product(handles, (press_arrow, drag_left)):
+        before, place = shown(picture), readout(handle)
+        direction = move(page, handle)
+        wait_for(page, lambda old=before: shown(picture) != old, f"the picture did not follow {move.__name__}")
+        assert direction * (readout(handle) - place) > 0
+    for menu in explorer.get_by_label("model").all():
+        before = shown(picture)
+        menu.focus()
+        for key in ("Space", "ArrowDown", "Enter"):  # of a closed menu, JupyterLab would take the arrow for itself
+            page.keyboard.press(key)
+        wait_for(page, lambda old=before: shown(picture) != old, "the picture did not follow the menu")
+        expect(explorer.get_by_role("status")).to_contain_text(menu.input_value())
+        expect(picture).to_have_attribute("title", re.compile(menu.input_value()))
     explorer.get_by_role("button", name="Reset").click()
     wait_for(page, lambda: shown(picture) == first, "Reset did not bring the first picture back")
-
-
-def run_and_move(page: Page, lab: Lab, name: str, screenshots: Path) -> list[Locator]:
-    """Run a notebook and move every slider of its explorers; return these."""
-    open_and_run(page, lab, name)
-    assert errors(page) == []
-    outputs = page.locator(".jp-OutputArea-output").filter(has=page.locator("img.widget-image"))
-    explorers = outputs.filter(has=page.get_by_role("slider")).all()
-    for number, explorer in enumerate(explorers, start=1):
-        move_every_slider(page, explorer)
-        explorer.screenshot(path=screenshots / f"{Path(name).stem}_{number}.png")
-    assert errors(page) == []
-    return explorers
 
 
 def assert_whole(page: Page, cells: list[nbformat.NotebookNode]) -> None:
@@ -158,32 +127,21 @@ def assert_whole(page: Page, cells: list[nbformat.NotebookNode]) -> None:
     assert page.locator(".jp-RenderedHTMLCommon table").evaluate_all(wide) == 0
 
 
-def test_explorers_follow_keyboard_and_mouse(page: Page, lab: Lab, screenshots: Path) -> None:
-    cells = [new_code_cell(source.strip()) for source in EXPLORERS]
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), lab.folder / "explorers.ipynb")
-    found = run_and_move(page, lab, "explorers.ipynb", screenshots)
-    assert len(found) == 3
-    picture, menu = found[0].locator("img.widget-image"), found[0].get_by_label("model")
-    before = shown(picture)
-    menu.focus()
-    for key in ("Space", "ArrowDown", "Enter"):  # of a closed menu, JupyterLab would take the arrow for itself
-        page.keyboard.press(key)
-    wait_for(page, lambda: shown(picture) != before, "the picture did not follow the menu")
-    expect(found[0].get_by_role("status")).to_contain_text(menu.input_value())
-    expect(picture).to_have_attribute("title", re.compile(menu.input_value()))
-    assert errors(page) == []
-
-
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", [name for name in NAMES if '"widget"' in (COURSE / name).read_text("utf-8")])
-def test_notebooks_of_the_course(page: Page, lab: Lab, name: str, screenshots: Path) -> None:
+def test_explorers_of_the_course_follow_keyboard_and_mouse(page: Page, lab: Lab, name: str, screenshots: Path) -> None:
     sizes = check_parameters(COURSE / name, TINY[Path(name).stem] | {"film_frames": 9})
     notebook = parameterize_notebook(load_notebook_node(str(COURSE / name)), sizes)
     for cell in notebook.cells:
         cell.metadata.pop("jupyter", None)  # the page shows no prompt beside a hidden cell
     nbformat.write(notebook, lab.folder / name)
-    assert run_and_move(page, lab, name, screenshots)
+    open_and_run(page, lab, name)
+    outputs = page.locator(".jp-OutputArea-output").filter(has=page.locator("img.widget-image"))
+    explorers = outputs.filter(has=page.get_by_role("slider")).all()
+    assert len(explorers) == sum("widget" in cell.metadata.get("tags", []) for cell in notebook.cells)
+    for number, explorer in enumerate(explorers, start=1):
+        move_every_control(page, explorer)
+        explorer.screenshot(path=screenshots / f"{Path(name).stem}_{number}.png")
+    assert errors(page) == []
 
 
 @pytest.mark.exhaustive
