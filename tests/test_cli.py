@@ -24,12 +24,10 @@ def test_the_module_is_the_command_and_tells_its_version() -> None:
     assert found.stdout.strip() == f"isodiff {isodiff.__version__}"
 
 
-@pytest.mark.parametrize("command", ["", *cli.COMMANDS])
-def test_help_names_every_command_and_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([*command.split(), "--help"]) == 0
-    text, positional = capsys.readouterr().out, {"names", "models", "records", "claims", "model"}
-    names = cli.COMMANDS if not command else cli.COMMANDS[command].__dataclass_fields__
-    assert [name for name in names if name not in {"config", *positional} and name.replace("_", "-") not in text] == []
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert [name for name in cli.COMMANDS if name not in text] == []
 
 
 def test_pairs_are_json_where_they_can_be() -> None:
