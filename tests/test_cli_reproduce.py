@@ -40,24 +40,20 @@ def test_the_list_has_every_claim_with_what_decides_it(capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["dsm", "table9", "--list"], "no claim is called 'table9'; there are table1-ppl-faces32"),
-        (["dsm", "--profile", "tpu", "--report"], "profile is 'tpu'; reproduce accepts smoke, cpu, gpu"),
-        (["trace-error", "--profile", "smoke", "--jobs", "0"], "jobs must be at least 1; got 0"),
-        (["trace-error", "--report"], "records of trace"),
-        (["--report"], "is made by: isodiff reproduce "),
-        (["--photographs", "{text}"], "photographs are for profile gpu and all claims"),
-        (["dsm", "--readme"], "README.md tells of all claims at profile cpu"),
+        ("dsm table9 --list", "no claim is called 'table9'; there are table1-ppl-faces32"),
+        ("dsm --profile tpu --report", "profile is 'tpu'; reproduce accepts smoke, cpu, gpu"),
+        ("trace-error --profile smoke --jobs 0", "jobs must be at least 1; got 0"),
+        ("trace-error --report", "records of trace"),
+        ("--report", "is made by: isodiff reproduce "),
+        ("--photographs README.md", "photographs are for profile gpu and all claims"),
+        ("dsm --readme", "README.md tells of all claims at profile cpu"),
     ],
 )
-def test_bad_input_is_one_line(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, course: Path
-) -> None:
-    text = tmp_path / "text"
-    text.write_text("not what anybody expects\n")
-    before = sorted(tmp_path.rglob("*"))
-    assert cli.main(["reproduce", *(argument.format(text=text) for argument in arguments)]) == 2
+def test_bad_input_is_one_line(arguments: str, message: str, capsys: pytest.CaptureFixture[str], course: Path) -> None:
+    before = sorted(course.rglob("*"))
+    assert cli.main(["reproduce", *arguments.split()]) == 2
     assert re.fullmatch(f"isodiff: .*{re.escape(message)}.*\n", capsys.readouterr().err)
-    assert sorted(tmp_path.rglob("*")) == before
+    assert sorted(course.rglob("*")) == before
 
 
 def test_a_report_is_made_from_records_alone(
@@ -70,21 +66,18 @@ def test_a_report_is_made_from_records_alone(
     assert "\n2 claims: " in capsys.readouterr().out
     assert not (records / "verdicts.md").exists(), "a part is no report"
     assert reproduce_claims(report=True) == 0
-    assert f"\n{len(CLAIMS)} claims: " in capsys.readouterr().out
     assert [row["claim"] for row in json.loads((records / "verdicts.json").read_text())] == list(CLAIMS)
     assert page.read_text() == before
     monkeypatch.setattr(command, "write_figures", lambda records, notebooks, output: [output / "verdicts.png"])
     assert reproduce_claims(report=True, readme=True) == 0
     assert f"<!-- tally -->\nOf {len(CLAIMS)} claims: " in page.read_text(encoding="utf-8")
-    assert f"written: {page}" in capsys.readouterr().out
     assert sorted(path.name for path in course.iterdir()) == ["README.md", "data", "notebooks"], "nothing was run"
 
 
-def test_only_what_decides_a_claim_is_run(capsys: pytest.CaptureFixture[str], course: Path) -> None:
+def test_only_what_decides_a_claim_is_run(course: Path) -> None:
     assert cli.main(["reproduce", "trace-error", "--profile", "smoke", "--jobs", "1", "--no-progress"]) == 0
     records = course / "runs" / "reproduce" / "smoke" / "records"
     assert [path.name for path in records.iterdir()] == ["trace"]
-    assert "\n1 claims: " in capsys.readouterr().out
 
 
 @pytest.mark.exhaustive
