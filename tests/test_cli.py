@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -19,15 +20,10 @@ from isodiff.diffusion import TrainingInterrupted, load_pipeline
 from isodiff.metrics import Generator, draw_latents, to_uint8
 
 
-def test_the_module_is_the_command_and_tells_its_version() -> None:
-    found = subprocess.run([sys.executable, "-m", "isodiff", "--version"], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == f"isodiff {isodiff.__version__}"
-
-
-def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["--help"]) == 0
-    text = capsys.readouterr().out
-    assert [name for name in cli.COMMANDS if name not in text] == []
+@pytest.mark.parametrize(("option", "words"), [("--version", [isodiff.__version__]), ("--help", cli.COMMANDS)])
+def test_the_module_is_the_command_and_tells_its_version_and_commands(option: str, words: Collection[str]) -> None:
+    said = subprocess.check_output([sys.executable, "-m", "isodiff", option], text=True)
+    assert [word for word in words if word not in said] == []
 
 
 def test_pairs_are_json_where_they_can_be() -> None:
@@ -60,12 +56,12 @@ def test_an_error_of_ours_is_one_line_and_a_defect_or_all_that_one_debugs_a_trac
 
 
 def test_run_passes_everything_on_and_reports_failures(monkeypatch: pytest.MonkeyPatch) -> None:
-    run_notebooks = Mock(return_value=[course.Page("02_b", new_notebook(), 0.0)])
-    monkeypatch.setattr(course, "run_notebooks", run_notebooks)
+    page = course.Page("02_b", new_notebook(), 0.0)
+    monkeypatch.setattr(course, "run_notebooks", run_notebooks := Mock(return_value=[page]))
     assert cli.main(["run", "01", "02", "--profile", "gpu", "-p", "n=3", "--output", "o"]) == 0
     options = {"profile": "gpu", "parameters": {"n": 3}, "output": Path("o"), "update": False, "jobs": None}
     run_notebooks.assert_called_once_with(("01", "02"), **options)
-    run_notebooks.return_value[0].failure = "cell [3]: ValueError: no"
+    page.failure = "cell [3]: ValueError: no"
     assert cli.main(["run"]) == 1
 
 
