@@ -73,16 +73,14 @@ def test_stress_ignores_scale_and_sees_the_rest() -> None:
     torch.testing.assert_close(toy.distance_stress(other, geodesic), (1 - cosine**2).sqrt())
 
 
-def train(seeds: list[int], width: int = 8, num_steps: int = 3, **options: object) -> tuple[Tensor, toy.History]:
-    """Return the first layer's weights after the training, and its history."""
-    networks, fixed = toy.Autoencoders(seeds, width), {"opening": 60.0, "batch_size": 64, "record_every": 75}
-    history = toy.train(networks, num_steps=num_steps, **fixed | {"data_seed": 0, "probe_seed": 1} | options)
-    return networks.weights[0].detach(), history
+def train(networks: toy.Autoencoders, num_steps: int = 3, **options: object) -> toy.History:
+    fixed = {"opening": 60.0, "batch_size": 64, "record_every": 75, "data_seed": 0, "probe_seed": 1}
+    return toy.train(networks, num_steps=num_steps, **fixed | options)
 
 
 def test_training_reconstructs_and_the_weight_makes_it_more_isometric() -> None:
-    weights = torch.tensor([0.0, 1.0])
-    _, history = train([0, 0], 32, 150, metric="stereographic", lambda_iso=weights, shared_data=True)
+    networks, weights = toy.Autoencoders([0, 0], 32), torch.tensor([0.0, 1.0])
+    history = train(networks, 150, metric="stereographic", lambda_iso=weights, shared_data=True)
     assert history.steps.tolist() == [0, 75, 150]
     assert history.reconstruction[-1, 0] < 0.25 * history.reconstruction[0, 0]
     assert history.isometry[-1, 1] < history.isometry[-1, 0] - 0.05
@@ -91,14 +89,16 @@ def test_training_reconstructs_and_the_weight_makes_it_more_isometric() -> None:
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("traces", ["estimated", "exact"])
 def test_every_metric_changes_the_weights_and_training_repeats_with_its_seeds(metric: str, traces: str) -> None:
-    plain, _ = train([0], metric=None, lambda_iso=0.0)
-    once, again = (train([0], metric=metric, lambda_iso=1.0, traces=traces)[0] for _ in range(2))
-    assert (plain - once).abs().max() > 1e-6
-    torch.testing.assert_close(once, again, rtol=0, atol=0)
+    plain, once, again = (toy.Autoencoders([0], 8) for _ in range(3))
+    train(plain, metric=None, lambda_iso=0.0)
+    for networks in (once, again):
+        train(networks, metric=metric, lambda_iso=1.0, traces=traces)
+    assert (plain.weights[0] - once.weights[0]).abs().max() > 1e-6
+    torch.testing.assert_close(once.weights[0], again.weights[0], rtol=0, atol=0)
 
 
 def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match="between 0 and 180 degrees, got 180"):
-        toy.sample_sphere((2,), 180.0, generator())
+        points(2, 180.0)
     with pytest.raises(ValueError, match="probe_seed must differ from data_seed, got 4"):
-        train([0], metric=None, lambda_iso=0.0, data_seed=4, probe_seed=4)
+        train(toy.Autoencoders([0], 8), metric=None, lambda_iso=0.0, data_seed=4, probe_seed=4)
