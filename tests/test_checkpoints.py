@@ -32,13 +32,10 @@ def record(family: str, name: str) -> dict:
     return json.loads((FOLDER / family / name / "training.json").read_text())
 
 
-def images(family: str, num: int) -> torch.Tensor:
+def held_out(family: str, num: int) -> tuple[torch.Tensor, torch.Tensor]:
     dataset, resolution, _ = FAMILIES[family]
-    return torch.stack(open_dataset(dataset, resolution, seed=1234).__getitems__(list(range(num))))
-
-
-def held_out(family: str, num: int) -> torch.Tensor:
-    return images_to_latents(autoencoder_of(model(family, "base")), images(family, num))
+    images = torch.stack(open_dataset(dataset, resolution, seed=1234).__getitems__(list(range(num))))
+    return images, images_to_latents(autoencoder_of(model(family, "base")), images)
 
 
 @every_family
@@ -68,14 +65,14 @@ def test_the_control_differs_in_lambda_alone(family: str) -> None:
 @every_family
 @pytest.mark.parametrize("t", [600, 800])
 def test_the_isometric_encoder_is_at_most_a_quarter_as_anisotropic_as_the_control(family: str, t: int) -> None:
-    models, x_0 = [model(family, name) for name in ("control", "isometric")], held_out(family, 64)
+    models, x_0 = [model(family, name) for name in ("control", "isometric")], held_out(family, 64)[1]
     control, isometric = (encoder_anisotropy(m.unet, m.scheduler, x_0, t).mean() for m in models)
     assert 0.9 < isometric <= 0.25 * control  # anisotropy has the lower bound 1
 
 
 @pytest.mark.parametrize("family", ["faces32", "digits16"])
 def test_denoising_costs_at_most_three_per_cent(family: str) -> None:
-    x_0, generator = held_out(family, 512), torch.Generator().manual_seed(0)
+    x_0, generator = held_out(family, 512)[1], torch.Generator().manual_seed(0)
     t = torch.randint(1000, (len(x_0),), generator=generator)
     eps = torch.randn(x_0.shape, generator=generator)
     parts = list(zip(x_0.split(64), t.split(64), eps.split(64), strict=True))
@@ -88,7 +85,7 @@ def test_denoising_costs_at_most_three_per_cent(family: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_generated_faces_lie_on_the_manifold(family: str, num_steps: int, name: str) -> None:
     pipeline, generator = model(family, name), torch.Generator().manual_seed(0)
-    x_T = torch.randn(32, *held_out(family, 1).shape[1:], generator=generator)
+    x_T = torch.randn(32, *held_out(family, 1)[1].shape[1:], generator=generator)
     with torch.no_grad():
         z = ddim_sample(pipeline.unet, pipeline.scheduler, x_T, num_steps)
     distance = estimate_factors(latents_to_images(autoencoder_of(pipeline), z)).error.median().item()
@@ -100,7 +97,7 @@ def test_latent_models_share_one_small_autoencoder_that_gives_faces_back_at_unit
     assert sum(file.stat().st_size for file in (FOLDER / "latent64").rglob("*") if file.is_file()) <= 8 * 2**20
     states = [model("latent64", name).vqvae.state_dict() for name in MODELS]
     assert all(torch.equal(states[0][key], state[key]) for state in states for key in states[0])
-    base, faces, latents = model("latent64", "base"), images("latent64", 64), held_out("latent64", 64)
+    base, (faces, latents) = model("latent64", "base"), held_out("latent64", 64)
     decoded = latents_to_images(base.vqvae, latents).clamp(-1, 1)
     assert 10 * torch.log10(4 / (decoded - faces).square().mean()) > 35  # PSNR in dB
     assert latents.std().item() == pytest.approx(1, abs=0.1)
