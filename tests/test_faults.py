@@ -156,27 +156,17 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(here: Path) -> None:
     assert not list(here.glob(".*partial"))
 
 
-LONG = "--metrics mrtl -p num_rtl_pairs=24 -p batch_size=3 -p rtl_points=3 -p rtl_steps=4"
-
-
-@pytest.mark.parametrize(
-    ("command", "sign", "status"),
-    [(FINETUNE + "--num-steps 12", "out/checkpoint.pt", 143), (EVALUATE + LONG, "cache/*/*.npz", -signal.SIGTERM)],
-)
-def test_sigterm_in_mid_run_costs_nothing_that_was_finished(command: str, sign: str, status: int, here: Path) -> None:
-    """A training saves first and says so; of a measurement every finished file is kept."""
+def test_a_training_saves_at_sigterm_and_goes_on(here: Path) -> None:
+    command = FINETUNE + "--num-steps 12"
     environment, arguments = os.environ | {"OMP_NUM_THREADS": "1"}, [sys.executable, "-m", "isodiff", *command.split()]
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=environment)
-    while not list(here.glob(sign)):
+    while not (here / "out/checkpoint.pt").exists():
         assert process.poll() is None
         time.sleep(0.005)
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate()
-    assert process.returncode == status  # 143 too in a shell, for a process that a signal ends
-    assert status < 0 or complaint(error).startswith("isodiff: stopped by SIGTERM")
+    assert process.returncode == 143  # as in a shell, of a process that a signal ends
+    assert complaint(error).startswith("isodiff: stopped by SIGTERM")
     assert not (here / "out" / "model_index.json").exists()
-    kept = {path: path.read_bytes() for path in here.glob("cache/*/*.npz")}
     assert main(command.split()) == 0
-    assert {path: path.read_bytes() for path in kept} == kept
-    if status > 0:
-        assert len(json.loads(Path("out/training.json").read_text())["curves"]["step"]) == 12
+    assert len(json.loads(Path("out/training.json").read_text())["curves"]["step"]) == 12

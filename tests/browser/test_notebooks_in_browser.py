@@ -150,7 +150,7 @@ def test_every_notebook_opens_whole(page: Page, lab: Lab, name: str, screenshots
     """As committed, nothing run: every formula is set, every figure is drawn, no table is cut off."""
     shutil.copy(COURSE / name, lab.folder)
     page.goto(f"{lab.url}doc/tree/{name}?token={lab.token}")
-    cells = nbformat.read(lab.folder / name, as_version=4).cells
+    cells = nbformat.read(COURSE / name, as_version=4).cells
     expect(page.locator(".jp-Notebook .jp-Cell")).to_have_count(len(cells))
     formulas = sum("$" in cell.source for cell in cells if cell.cell_type == "markdown")
     wait_for(page, lambda: page.locator("mjx-container").count() >= formulas, "formulas were not set")
