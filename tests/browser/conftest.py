@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -75,18 +75,11 @@ def lab(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab
 
 
 def _started(server: subprocess.Popen, home: Path) -> Lab:
-    """Wait until the server answers."""
-    deadline = time.monotonic() + _PATIENCE
-    while time.monotonic() < deadline and server.poll() is None:
-        for file in (home / "runtime").glob("jpserver-*.json"):
-            try:
-                info = json.loads(file.read_text())
-                urllib.request.urlopen(f"{info['url']}api/status?token={info['token']}", timeout=5).close()
-                return Lab(info["url"], info["token"], home / "notebooks")
-            except (OSError, ValueError):  # not listening yet, or the file is half written
-                pass
+    """Wait until the server says where it is."""
+    while not (said := re.search(r"(http://localhost:\d+/)lab\?token=(\w+)", (home / "log").read_text())):
+        assert server.poll() is None, f"JupyterLab did not start:\n{(home / 'log').read_text()[-3000:]}"
         time.sleep(0.2)
-    pytest.fail(f"JupyterLab did not start:\n{(home / 'log').read_text()[-3000:]}")
+    return Lab(*said.groups(), home / "notebooks")
 
 
 @pytest.fixture(scope="session")
