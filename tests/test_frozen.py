@@ -26,12 +26,9 @@ def checked_outputs() -> dict[str, list[str]]:
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         checked = [cell for cell in cells if "nbval-check-output" in cell["metadata"].get("tags", [])]
-        found[path.stem] = ["".join(map(_text, cell["outputs"])) for cell in checked]
+        texts = [[o.get("text", o.get("data", {}).get("text/plain", "")) for o in cell["outputs"]] for cell in checked]
+        found[path.stem] = ["".join(map("".join, outputs)) for outputs in texts]
     return found
-
-
-def _text(output: dict) -> str:
-    return "".join(output.get("text", output.get("data", {}).get("text/plain", "")))
 
 
 def measured(model: str) -> dict[str, float]:
