@@ -20,20 +20,15 @@ hypothesis_settings.load_profile("course")
 
 @pytest.fixture
 def generator() -> torch.Generator:
-    """Return a CPU generator that starts from the same seed in every test."""
     return torch.Generator().manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
 def _seed_global_randomness() -> None:
-    """Seed torch's global generator, which layers use for their initial weights."""
-    torch.manual_seed(0)
+    torch.manual_seed(0)  # of torch's global generator, which layers use for their initial weights
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked ``gpu`` where there is no CUDA device, saying so."""
-    if torch.cuda.is_available():
-        return
     for item in items:
-        if item.get_closest_marker("gpu"):
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

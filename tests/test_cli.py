@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -19,19 +20,10 @@ from isodiff.diffusion import TrainingInterrupted, load_pipeline
 from isodiff.metrics import Generator, draw_latents, to_uint8
 
 
-def test_version_and_module_entry() -> None:
-    command = [sys.executable, "-m", "isodiff", "--version"]
-    found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(isodiff.__file__).parents[1])
-    assert found.stdout.strip() == f"isodiff {isodiff.__version__}"
-
-
-@pytest.mark.parametrize("command", ["", *cli.COMMANDS])
-def test_help_names_every_command_and_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([*command.split(), "--help"]) == 0
-    text = capsys.readouterr().out
-    names = cli.COMMANDS if not command else cli.COMMANDS[command].__dataclass_fields__
-    positional = {"names", "models", "records", "claims", "model"}
-    assert [name for name in names if name not in {"config", *positional} and name.replace("_", "-") not in text] == []
+@pytest.mark.parametrize(("option", "words"), [("--version", [isodiff.__version__]), ("--help", cli.COMMANDS)])
+def test_the_module_is_the_command_and_tells_its_version_and_commands(option: str, words: Collection[str]) -> None:
+    said = subprocess.check_output([sys.executable, "-m", "isodiff", option], text=True)
+    assert [word for word in words if word not in said] == []
 
 
 def test_pairs_are_json_where_they_can_be() -> None:
@@ -43,40 +35,33 @@ def test_pairs_are_json_where_they_can_be() -> None:
             cli.read_pairs(bad)
 
 
-@pytest.mark.parametrize(
-    ("error", "status", "said"),
-    [
-        (ValueError("two\nlines"), 2, "two lines"),
-        (FileNotFoundError(), 2, "FileNotFoundError"),
-        (TrainingInterrupted("saved", 15), 143, "saved"),
-        (KeyboardInterrupt(), 130, "interrupted"),
-    ],
-)
-def test_an_error_of_ours_is_one_line(
-    error: BaseException, status: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(cli.FetchWeights, "__call__", Mock(side_effect=error))
-    assert cli.main(["fetch-weights"]) == status
-    assert capsys.readouterr().err == f"isodiff: {said}\n"
+ERRORS = [
+    (ValueError("two\nlines"), 2, "two lines"),
+    (FileNotFoundError(), 2, "FileNotFoundError"),
+    (TrainingInterrupted("saved", 15), 143, "saved"),
+    (KeyboardInterrupt(), 130, "interrupted"),
+]
 
 
-@pytest.mark.parametrize("arguments", ["fetch-weights", "--debug fetch-weights", "fetch-weights --debug"])
-def test_a_defect_keeps_its_traceback_and_so_does_all_that_one_debugs(
-    arguments: str, monkeypatch: pytest.MonkeyPatch
+def test_an_error_of_ours_is_one_line_and_a_defect_or_all_that_one_debugs_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    error = ValueError if "--debug" in arguments else KeyError
-    monkeypatch.setattr(cli.FetchWeights, "__call__", Mock(side_effect=error))
-    with pytest.raises(error):
-        cli.main(arguments.split())
+    monkeypatch.setattr(cli.FetchWeights, "__call__", command := Mock())
+    for command.side_effect, status, said in ERRORS:
+        assert cli.main(["fetch-weights"]) == status
+        assert capsys.readouterr().err == f"isodiff: {said}\n"
+    for arguments, command.side_effect in (("", KeyError), ("--debug ", ValueError)):
+        with pytest.raises(command.side_effect):
+            cli.main(f"{arguments}fetch-weights".split())
 
 
 def test_run_passes_everything_on_and_reports_failures(monkeypatch: pytest.MonkeyPatch) -> None:
-    run_notebooks = Mock(return_value=[course.Page("02_b", new_notebook(), 0.0)])
-    monkeypatch.setattr(course, "run_notebooks", run_notebooks)
+    page = course.Page("02_b", new_notebook(), 0.0)
+    monkeypatch.setattr(course, "run_notebooks", run_notebooks := Mock(return_value=[page]))
     assert cli.main(["run", "01", "02", "--profile", "gpu", "-p", "n=3", "--output", "o"]) == 0
     options = {"profile": "gpu", "parameters": {"n": 3}, "output": Path("o"), "update": False, "jobs": None}
     run_notebooks.assert_called_once_with(("01", "02"), **options)
-    run_notebooks.return_value[0].failure = "cell [3]: ValueError: no"
+    page.failure = "cell [3]: ValueError: no"
     assert cli.main(["run"]) == 1
 
 
@@ -95,6 +80,6 @@ def test_a_picture_holds_the_images_of_the_first_latents(tmp_path: Path) -> None
         images = to_uint8(generate(draw_latents(generate.shape, 0, 3, seed=5, stream="samples")))[:, 0].int()
     assert picture.shape == (3, 2 * 17 + 1, 2 * 17 + 1)
     for image, row, column in zip(images, (1, 1, 18), (1, 18, 1), strict=True):
-        # a batch of another size rounds otherwise
-        assert (picture[0, row : row + 16, column : column + 16] - image).abs().max() <= 1
+        found = picture[0, row : row + 16, column : column + 16]
+        assert (found - image).abs().max() <= 1  # a batch of another size rounds otherwise
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]

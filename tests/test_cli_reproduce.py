@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import nbformat
@@ -18,14 +19,15 @@ from .reproduce.synthetic import drawn, write_records
 @pytest.fixture
 def course(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A course with nothing in it but a README with places for verdicts."""
-    (tmp_path / "course" / "notebooks").mkdir(parents=True)
+    course = tmp_path / "course"
+    (course / "notebooks").mkdir(parents=True)
     bill = new_output("stream", text="plain : 1.0e+17 operations,  1.0 hours,    2 dollars\n")
-    cell = new_code_cell("", outputs=[bill])
-    nbformat.write(new_notebook(cells=[cell]), tmp_path / "course" / "notebooks" / "10_real_models.ipynb")
+    notebook = new_notebook(cells=[new_code_cell("", outputs=[bill])])
+    nbformat.write(notebook, course / "notebooks" / "10_real_models.ipynb")
     blocks = ("tally", "sizes", "verdicts", "undecided", "bill")
-    (tmp_path / "course" / "README.md").write_text("\n".join(f"<!-- {b} -->\nold\n<!-- /{b} -->" for b in blocks))
-    monkeypatch.setenv("ISODIFF_ROOT", str(tmp_path / "course"))
-    return tmp_path / "course"
+    (course / "README.md").write_text("\n".join(f"<!-- {b} -->\nold\n<!-- /{b} -->" for b in blocks))
+    monkeypatch.setenv("ISODIFF_ROOT", str(course))
+    return course
 
 
 def test_the_list_has_every_claim_with_what_decides_it(capsys: pytest.CaptureFixture[str], course: Path) -> None:
@@ -38,33 +40,25 @@ def test_the_list_has_every_claim_with_what_decides_it(capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["dsm", "table9", "--list"], "no claim is called 'table9'; there are table1-ppl-faces32"),
-        (["dsm", "--profile", "tpu", "--report"], "profile is 'tpu'; reproduce accepts smoke, cpu, gpu"),
-        (["trace-error", "--profile", "smoke", "--jobs", "0"], "jobs must be at least 1; got 0"),
-        (["trace-error", "--profile", "smoke", "--device", "abacus"], "device is 'abacus'"),
-        (["trace-error", "--work", "{text}/models"], "text is a file"),
-        (["trace-error", "--report"], "records of trace"),
-        (["--report"], "is made by: isodiff reproduce "),
-        (["--photographs", "{text}"], "photographs are for profile gpu and all claims"),
-        (["dsm", "--readme"], "README.md tells of all claims at profile cpu"),
+        ("dsm table9 --list", "no claim is called 'table9'; there are table1-ppl-faces32"),
+        ("dsm --profile tpu --report", "profile is 'tpu'; reproduce accepts smoke, cpu, gpu"),
+        ("trace-error --profile smoke --jobs 0", "jobs must be at least 1; got 0"),
+        ("trace-error --report", "records of trace"),
+        ("--report", "is made by: isodiff reproduce "),
+        ("--photographs README.md", "photographs are for profile gpu and all claims"),
+        ("dsm --readme", "README.md tells of all claims at profile cpu"),
     ],
 )
-def test_bad_input_is_one_line(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, course: Path
-) -> None:
-    text = tmp_path / "text"
-    text.write_text("not what anybody expects\n")
-    before = sorted(tmp_path.rglob("*"))
-    assert cli.main(["reproduce", *(argument.format(text=text) for argument in arguments)]) == 2
-    said = capsys.readouterr().err
-    assert (said.startswith("isodiff: "), said.count("\n"), message in said) == (True, 1, True), said
-    assert sorted(tmp_path.rglob("*")) == before
+def test_bad_input_is_one_line(arguments: str, message: str, capsys: pytest.CaptureFixture[str], course: Path) -> None:
+    before = sorted(course.rglob("*"))
+    assert cli.main(["reproduce", *arguments.split()]) == 2
+    assert re.fullmatch(f"isodiff: .*{re.escape(message)}.*\n", capsys.readouterr().err)
+    assert sorted(course.rglob("*")) == before
 
 
 def test_a_report_is_made_from_records_alone(
     capsys: pytest.CaptureFixture[str], course: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of all claims, at the default place of profile cpu; the README's figures are another matter."""
     records, page = course / "data" / "results" / "reproduce", course / "README.md"
     write_records(records, drawn(lambda run, name: None))
     before = page.read_text()
@@ -72,30 +66,22 @@ def test_a_report_is_made_from_records_alone(
     assert "\n2 claims: " in capsys.readouterr().out
     assert not (records / "verdicts.md").exists(), "a part is no report"
     assert reproduce_claims(report=True) == 0
-    printed = capsys.readouterr().out
-    assert f"\n{len(CLAIMS)} claims: " in printed
     assert [row["claim"] for row in json.loads((records / "verdicts.json").read_text())] == list(CLAIMS)
     assert page.read_text() == before
     monkeypatch.setattr(command, "write_figures", lambda records, notebooks, output: [output / "verdicts.png"])
     assert reproduce_claims(report=True, readme=True) == 0
     assert f"<!-- tally -->\nOf {len(CLAIMS)} claims: " in page.read_text(encoding="utf-8")
-    assert f"written: {page}" in capsys.readouterr().out
     assert sorted(path.name for path in course.iterdir()) == ["README.md", "data", "notebooks"], "nothing was run"
 
 
-def test_only_what_decides_a_claim_is_run(capsys: pytest.CaptureFixture[str], course: Path) -> None:
+def test_only_what_decides_a_claim_is_run(course: Path) -> None:
     assert cli.main(["reproduce", "trace-error", "--profile", "smoke", "--jobs", "1", "--no-progress"]) == 0
     records = course / "runs" / "reproduce" / "smoke" / "records"
     assert [path.name for path in records.iterdir()] == ["trace"]
-    assert "\n1 claims: " in capsys.readouterr().out
 
 
 @pytest.mark.exhaustive
-def test_every_claim_is_decided_from_scratch_at_profile_smoke(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    """Every row once, of no meaning."""
+def test_every_claim_is_decided_from_scratch_at_profile_smoke(tmp_path: Path) -> None:
     folders = {"output": tmp_path / "records", "work": tmp_path / "work"}
     assert reproduce_claims(profile="smoke", jobs=1, progress=False, **folders) == 0
-    assert f"\n{len(CLAIMS)} claims: " in capsys.readouterr().out
-    assert (tmp_path / "records" / "verdicts.md").is_file()
+    assert [row["claim"] for row in json.loads((tmp_path / "records" / "verdicts.json").read_text())] == list(CLAIMS)

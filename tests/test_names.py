@@ -1,14 +1,16 @@
-"""The names that others rely on, each called once, with the shapes it states."""
+"""The names that others rely on, each called once, with the shapes it states; what they refuse by name."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from isodiff import metrics
+from isodiff import geometry, metrics
 from isodiff.datasets.faces import FACTORS, render
 from isodiff.diffusion import build_pipeline
 from isodiff.diffusion.finetune import FinetuneConfig, finetune
@@ -92,3 +94,33 @@ def test_metrics() -> None:
     assert metrics.metric_variance is metric_variance
     drivers = "fid kid perceptual_path_length relative_trajectory_length mean_condition_number linear_separability"
     assert all(callable(getattr(metrics, name)) for name in (*drivers.split(), "map_variance"))
+
+
+nan, rows = np.full((40, 3), np.nan), np.random.default_rng(0).normal(size=(40, 3))
+ones, zeros, yes = torch.ones, torch.zeros, np.ones((40, 1), bool)
+BLANK = partial(torch.mul, other=torch.nan)
+LIBRARY = [
+    (lambda: metrics.frechet_distance(rows[:1], rows), "must have shape (≥ 2, ≥ 1)"),
+    (lambda: metrics.extract_features(rows, None), "images must be a uint8 array"),
+    (lambda: metrics.trajectory_ratio(rows), "h must have shape"),
+    (lambda: metrics.trajectory_ratio(np.zeros((2, 3, 4))), "no chord"),
+    (lambda: metrics.condition_number(np.zeros((3, 2))), "the rank is less than k"),
+    (lambda: metrics.separability_score(rows, yes[1:]), "one row a latent"),
+    (lambda: metrics.bootstrap_interval(nan[:, 0]), "values must be finite"),
+    (lambda: metrics.paired_bootstrap_interval(rows[:, 0], rows[:5, 0]), "must be paired"),
+    (lambda: metrics.perceptual_path_length(BLANK, (3, 8, 8), metrics.squared_l2, num_pairs=40), "must give finite"),
+    (lambda: metrics.map_anisotropy(BLANK, torch.randn(20, 5)), "must be finite"),
+    (lambda: metrics.mean_condition_number(torch.tanh, zeros(0, 5), k=2), "at least"),
+    (lambda: geometry.expected_radius(0), "n must be at least 2"),
+    (lambda: geometry.stereographic(zeros(0, 3), 1.0), "at least one; got shape (0, 3)"),
+    (lambda: geometry.project_to_tangent(ones(2, 3), zeros(2, 3)), "no zero rows"),
+    (lambda: geometry.slerp(zeros(0, 3), zeros(0, 3), 0.5), "non-empty batch"),
+    (lambda: geometry.isometry_loss(lambda x: x[:1], ones(2, 3)), "must map 2 rows to 2 rows"),
+]
+
+
+@pytest.mark.parametrize(("attempt", "words"), LIBRARY, ids=[words for _, words in LIBRARY])
+def test_the_library_names_what_it_refuses(attempt: Callable[[], object], words: str) -> None:
+    with pytest.raises((ValueError, TypeError)) as refused:
+        attempt()
+    assert words in str(refused.value)

@@ -25,16 +25,12 @@ def test_what_is_made_from_records_is_what_the_records_say(tmp_path: Path) -> No
         assert (RECORDS / path.name).read_text() == path.read_text(), "refresh it with: isodiff reproduce --report"
 
 
-def test_figures_are_there_and_small() -> None:
-    figures = re.findall(r"data/figures/[\w-]+\.png", TEXT)
+def test_figures_are_small_links_lead_somewhere_and_every_notebook_is_in_the_table() -> None:
+    figures, links = set(re.findall(r"data/figures/[\w-]+\.png", TEXT)), set(re.findall(r"\]\(([^)#:]+)\)", TEXT))
     assert len(figures) >= 14
     for figure in figures:
         assert (repository_root() / figure).stat().st_size <= 100_000, figure
         Image.open(repository_root() / figure).verify()
-
-
-def test_links_lead_somewhere_and_every_notebook_is_in_the_table() -> None:
-    links = set(re.findall(r"\]\(([^)#:]+)\)", TEXT))
     assert [link for link in links if not (repository_root() / link).exists()] == []
     assert {f"notebooks/{path.name}" for path in (repository_root() / "notebooks").glob("[0-9]*.ipynb")} <= links
 

