@@ -84,7 +84,7 @@ def spacetime_geodesic(
     lowest: float = -4.0,
     num_segments: int = 16,
     num_probes: int | None = None,
-    iterations: int = 200,
+    iterations: int = 500,
     generator: torch.Generator | None = None,
 ) -> SpacetimeCurve:
     """Search the shortest curve between rows of a and b (B, *S), both at the log signal-to-noise ratio `rho`.
@@ -111,7 +111,8 @@ def spacetime_geodesic(
         levels = lowest + (rho - lowest) * level.sigmoid()
         return torch.cat([a[:, None], inner, b[:, None]], 1), torch.cat([ends, levels, ends], 1)
 
-    optimizer = torch.optim.LBFGS([inner, level], max_iter=iterations, history_size=20, line_search_fn="strong_wolfe")
+    search = {"max_iter": iterations, "history_size": 20, "line_search_fn": "strong_wolfe", "tolerance_change": 1e-12}
+    optimizer = torch.optim.LBFGS([inner, level], **search)
 
     def descend() -> Tensor:
         optimizer.zero_grad()
