@@ -52,10 +52,15 @@ def tiny_unet(channels: int = 3, size: int = 8, **options: object) -> UNet2DMode
     return UNet2DModel(size, channels, channels, **BLOCKS | blocks | {"attention_head_dim": 4} | options)
 
 
-def tiny_ddpm(seed: int = 0) -> DDPMPipeline:
+def weights(model: torch.nn.Module) -> Tensor:
+    """Return all parameters as one vector."""
+    return torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+
+
+def tiny_ddpm(seed: int = 0, **options: object) -> DDPMPipeline:
     """Return a model of pixels, 8 × 8."""
     torch.manual_seed(seed)
-    return DDPMPipeline(unet=tiny_unet(), scheduler=DDPMScheduler(timestep_spacing="trailing"))
+    return DDPMPipeline(unet=tiny_unet(**options), scheduler=DDPMScheduler(timestep_spacing="trailing"))
 
 
 def tiny_autoencoder(kind: str = "kl", seed: int = 0) -> AutoencoderKL | VQModel:
