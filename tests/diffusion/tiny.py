@@ -29,21 +29,23 @@ def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
 
 
 class Gaussian(torch.nn.Module):
-    """The exact predictor of noise or velocity, times `gain`, for data x₀ ~ N(0, s² I): linear in x_t."""
+    """The exact model, times `gain`, of data x₀ ~ N(mean, scale² I), whatever it is asked to predict: affine in x_t."""
 
-    def __init__(self, scheduler: DDPMScheduler, scale: float = 0.6, gain: float = 1.0) -> None:
+    def __init__(
+        self, scheduler: DDPMScheduler, scale: float | Tensor = 0.6, gain: float = 1.0, mean: float | Tensor = 0.0
+    ) -> None:
         super().__init__()
-        self.scheduler, self.scale, self.gain, self.calls = scheduler, scale, gain, 0
+        self.scheduler, self.scale, self.gain, self.mean, self.calls = scheduler, scale, gain, mean, 0
         self.config = SimpleNamespace(in_channels=1, sample_size=4)
 
     def forward(self, x: Tensor, t: Tensor | int) -> SimpleNamespace:
         self.calls += 1
         alpha_bar = self.scheduler.alphas_cumprod.to(x)[t].view(-1, 1, 1, 1)
-        variance = alpha_bar * self.scale**2 + 1 - alpha_bar
-        eps, clean = x * (1 - alpha_bar).sqrt() / variance, x * alpha_bar.sqrt() * self.scale**2 / variance
-        velocity = alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * clean
-        predicted = eps if self.scheduler.config.prediction_type == "epsilon" else velocity
-        return SimpleNamespace(sample=self.gain * predicted)
+        alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        score = -(x - alpha * self.mean) / (alpha_bar * self.scale**2 + 1 - alpha_bar)
+        eps, clean = -sigma * score, self.mean - alpha * self.scale**2 * score
+        predicted = {"epsilon": eps, "v_prediction": alpha * eps - sigma * clean, "sample": clean}
+        return SimpleNamespace(sample=self.gain * predicted[self.scheduler.config.prediction_type])
 
 
 def tiny_unet(channels: int = 3, size: int = 8, **options: object) -> UNet2DModel:
