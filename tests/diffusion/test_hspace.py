@@ -13,14 +13,11 @@ from .tiny import noise, tiny_unet
 LAYOUTS = {
     "plain": {},
     "attention": {
-        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        **{"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
     },
     "skip": {
-        "down_block_types": ("SkipDownBlock2D",) * 2,
-        "up_block_types": ("SkipUpBlock2D",) * 2,
-        "block_out_channels": (8, 16),
-        "norm_num_groups": 8,
+        **{"down_block_types": ("SkipDownBlock2D",) * 2, "up_block_types": ("SkipUpBlock2D",) * 2},
+        **{"block_out_channels": (8, 16), "norm_num_groups": 8},
     },
     "centred": {"center_input_sample": True},
 }
@@ -44,10 +41,8 @@ def test_encode_is_what_a_hook_on_the_mid_block_sees_and_replaces(layout: str, t
 @pytest.mark.parametrize(
     ("unet", "shape", "t", "kind", "message"),
     [
-        (tiny_unet(), (1, 8, 8), 0, ValueError, r"\(B, 3, H, W\).*\(1, 8, 8\)"),
-        (tiny_unet(), (1, 1, 8, 8), 0, ValueError, r"\(1, 1, 8, 8\)"),
+        (tiny_unet(), (1, 1, 8, 8), 0, ValueError, r"\(B, 3, H, W\).*\(1, 1, 8, 8\)"),
         (tiny_unet(), (2, 3, 8, 8), torch.tensor([1, 2, 3]), ValueError, r"one per row \(2\).*\(3,\)"),
-        (tiny_unet(), (2, 3, 8, 8), torch.zeros(2, 1), ValueError, r"\(2, 1\)"),
         (tiny_unet(mid_block_type=None), (1, 3, 8, 8), 0, ValueError, "no mid block"),
         (tiny_unet(num_class_embeds=3), (1, 3, 8, 8), 0, ValueError, "class-conditional"),
         (nn.Linear(1, 1), (1, 3, 8, 8), 0, TypeError, "UNet2DModel; Linear has no conv_in"),

@@ -10,25 +10,22 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, LDMPipeline, UNet2DModel, VQModel
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from isodiff.diffusion import load_pipeline, model_name
 
-
-def tiny_unet(**settings: object) -> UNet2DModel:
-    torch.manual_seed(0)
-    options = {"sample_size": 8, "block_out_channels": (4, 8), "norm_num_groups": 2, "layers_per_block": 1}
-    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
-    return UNet2DModel(**options | blocks | {"add_attention": False} | settings)
+from .tiny import tiny_ddpm, tiny_ldm, tiny_unet
 
 
 def saved(place: Path, unet: UNet2DModel | None = None, scheduler: object | None = None, **how: object) -> Path:
+    torch.manual_seed(0)
     DDPMPipeline(unet=unet or tiny_unet(), scheduler=scheduler or DDPMScheduler()).save_pretrained(place, **how)
     return place
 
 
 def unet_and(place: Path, *others: str) -> Path:
     for name in ("unet", *others):
+        torch.manual_seed(0)
         tiny_unet().save_pretrained(place / name)
     (place / "optimizer.bin").write_bytes(b"optimizer")
     return place
@@ -50,9 +47,7 @@ KEPT: dict[str, Callable[[Path], Path]] = {
 @pytest.mark.parametrize("kind", KEPT)
 def test_weights_are_those_that_were_saved(kind: str, tmp_path: Path) -> None:
     pipeline = load_pipeline(KEPT[kind](tmp_path / "model"))
-    expected = tiny_unet().state_dict()
-    for name, weight in pipeline.unet.state_dict().items():
-        torch.testing.assert_close(weight, expected[name], rtol=0, atol=0)
+    torch.testing.assert_close(pipeline.unet.state_dict(), tiny_ddpm().unet.state_dict(), rtol=0, atol=0)
 
 
 def test_a_unet_alone_gets_the_scheduler_given_or_stored_or_a_default_that_is_said(tmp_path: Path) -> None:
@@ -90,10 +85,8 @@ def test_a_pickle_that_is_more_than_weights_is_refused(tmp_path: Path, monkeypat
 def test_latents_of_a_vq_model_are_scaled_by_what_its_file_says(
     stated: float | None, expected: float, tmp_path: Path
 ) -> None:
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    vqvae = VQModel(**blocks, block_out_channels=(4, 8), latent_channels=3, num_vq_embeddings=4, norm_num_groups=2)
     place = tmp_path / "any name"
-    LDMPipeline(vqvae=vqvae, unet=tiny_unet(), scheduler=DDIMScheduler()).save_pretrained(place)
+    tiny_ldm("vq").save_pretrained(place)
     file = place / "vqvae/config.json"
     config = {k: v for k, v in json.loads(file.read_text()).items() if k != "scaling_factor"}
     file.write_text(json.dumps(config | ({} if stated is None else {"scaling_factor": stated})))
@@ -102,12 +95,7 @@ def test_latents_of_a_vq_model_are_scaled_by_what_its_file_says(
 
 def weights_alone(place: Path) -> Path:
     place.mkdir()
-    torch.save(tiny_unet().state_dict(), place / "pytorch_model.bin")
-    return place
-
-
-def one_file(place: Path) -> Path:
-    place.write_bytes(b"weights")
+    (place / "pytorch_model.bin").write_bytes(b"weights")
     return place
 
 
@@ -125,7 +113,7 @@ def two_variants(place: Path) -> Path:
 
 REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "weights without a configuration": (weights_alone, r"pytorch_model\.bin.*save_pretrained"),
-    "one file": (one_file, r"one file.*from_single_file.*save_pretrained"),
+    "one file": (lambda p: weights_alone(p) / "pytorch_model.bin", r"one file.*from_single_file.*save_pretrained"),
     "no weights": (without_weights, r"no weights"),
     "two variants": (two_variants, r"ema, fp16"),
     "five channels of three": (lambda p: saved(p, tiny_unet(out_channels=5)), r"5 channels of 3"),

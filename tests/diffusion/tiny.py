@@ -51,7 +51,8 @@ class Gaussian(torch.nn.Module):
 def tiny_unet(channels: int = 3, size: int = 8, **options: object) -> UNet2DModel:
     """Return an unconditional U-Net with attention at the bottleneck."""
     blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
-    return UNet2DModel(size, channels, channels, **BLOCKS | blocks | {"attention_head_dim": 4} | options)
+    sizes = {"sample_size": size, "in_channels": channels, "out_channels": channels, "attention_head_dim": 4}
+    return UNet2DModel(**BLOCKS | blocks | sizes | options)
 
 
 def weights(model: torch.nn.Module) -> Tensor:
