@@ -199,15 +199,13 @@ def test_ddim_invert_equals_the_diffusers_scheduler() -> None:
     torch.testing.assert_close(ddim_invert(pipeline.unet, pipeline.scheduler, x, 8), theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_ddim_reaches_the_data_scale_of_the_exact_model_with_its_gradient() -> None:
+def test_the_sampler_has_the_gradient_of_the_flow() -> None:
     """The probability-flow map of N(0, I) onto N(0, s² I) is x₀ = s x_T."""
-    scheduler, scale = DDPMScheduler(clip_sample=False, timestep_spacing="trailing"), 0.6
-    unet, x_T = Gaussian(scheduler, scale), double(2, 1, 4, 4).requires_grad_()
-    sample = ddim_sample(unet, scheduler, x_T, 500)
-    torch.testing.assert_close(sample, scale * x_T, rtol=0.01, atol=0)
-    torch.testing.assert_close(ddim_invert(unet, scheduler, sample, 500), x_T, rtol=0.02, atol=0)
+    scheduler, x_T = DDPMScheduler(clip_sample=False, timestep_spacing="trailing"), double(2, 1, 4, 4).requires_grad_()
+    sample = ddim_sample(Gaussian(scheduler, 0.6), scheduler, x_T, 500)
+    torch.testing.assert_close(sample, 0.6 * x_T, rtol=0.01, atol=0)
     (gradient,) = torch.autograd.grad(sample.sum(), x_T)
-    torch.testing.assert_close(gradient, torch.full_like(gradient, scale), rtol=0.05, atol=0)
+    torch.testing.assert_close(gradient, torch.full_like(gradient, 0.6), rtol=0.05, atol=0)
 
 
 ZERO, DDPM = torch.zeros(2, 1, 4, 4), DDPMScheduler()
@@ -231,7 +229,6 @@ def loss(t: list[float]) -> Tensor:
         (lambda: steps(0), "1 to 1000; got 0"),
         (lambda: steps(1001), "1 to 1000; got 1001"),
         (lambda: loss([1000, 3]), "0 to 999"),
-        (lambda: loss([-1, 3]), "0 to 999"),
         (lambda: loss([0.5, 3.0]), "integer steps"),
         (lambda: loss([1, 2, 3]), r"\(3,\)"),
         (lambda: predict(lambda x, t: SimpleNamespace(sample=ZERO), ZERO[:, [0, 0, 0]], 7), "3 or 6 .*; got 1"),
