@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from isodiff.datasets.faces import FacesDataset
@@ -25,12 +24,10 @@ from isodiff.diffusion.finetune import finetune
 from isodiff.diffusion.latent import images_to_latents
 from isodiff.diffusion.models import build_pipeline
 
+from .tiny import weights
+
 CONFIG = AutoencoderConfig(num_steps=4, batch_size=4, checkpoint_every=2)
 IMAGES = FacesDataset(8, num_images=20)
-
-
-def _weights(autoencoder: AutoencoderKL) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in autoencoder.parameters()])
 
 
 def test_the_loss_is_the_error_and_the_divergence_of_torch() -> None:
@@ -50,7 +47,7 @@ def test_an_interrupted_run_ends_with_the_same_weights_and_latents_of_unit_devia
     resumed.register_to_config(scaling_factor=7.0)  # plays no part
     rest = list(fit_autoencoder(resumed, IMAGES, CONFIG, checkpoint=file))  # from step 2
     assert first + rest[1:] == errors
-    assert torch.equal(_weights(resumed), _weights(straight))
+    assert torch.equal(weights(resumed), weights(straight))
     assert resumed.config.scaling_factor == straight.config.scaling_factor
 
     x = torch.stack([IMAGES[i] for i in range(20)])
@@ -62,21 +59,20 @@ def test_a_run_makes_a_directory_for_diffusers_and_for_latent_diffusion(tmp_path
     output, images, facts = tmp_path / "a", FacesDataset(32, num_images=20), {"dataset": "faces", "command": "one"}
     config = AutoencoderConfig(num_steps=2, batch_size=2)
     trained = train_autoencoder(images, config, output, provenance=facts)
-    assert {path.name for path in output.iterdir()} == {
-        *("config.json", "diffusion_pytorch_model.safetensors", "training.json")
-    }
+    written = {"config.json", "diffusion_pytorch_model.safetensors", "training.json"}
+    assert {path.name for path in output.iterdir()} == written
     record = json.loads((output / "training.json").read_text())
     assert (record["dataset"], record["curves"]["step"]) == ("faces", [1, 2])
     again = train_autoencoder(images, config, output, provenance=facts | {"command": "two"})  # done already
     for opened in (AutoencoderKL.from_pretrained(output), load_autoencoder(output), again):
-        assert torch.equal(_weights(opened), _weights(trained))
+        assert torch.equal(weights(opened), weights(trained))
     with pytest.raises(ValueError, match=r"seed = 0 there, 3 now"):
         train_autoencoder(images, AutoencoderConfig(num_steps=2, batch_size=2, seed=3), output, provenance=facts)
 
     pipeline = build_pipeline("digits16", autoencoder=again)
     states = list(finetune(pipeline, images, FinetuneConfig(num_steps=2, batch_size=2, lambda_iso=1e-3, p=0.0)))
     assert all(state.isometry > 0 for state in states)
-    assert torch.equal(_weights(pipeline.vqvae), _weights(trained))
+    assert torch.equal(weights(pipeline.vqvae), weights(trained))
 
 
 def test_bad_input_is_refused(tmp_path: Path) -> None:

@@ -17,8 +17,6 @@ from isodiff.diffusion.process import ddim_invert, ddim_sample
 
 from .tiny import Gaussian, noise
 
-FREE = {"clip_sample": False, "timestep_spacing": "trailing"}
-
 
 def points(scale: float = 0.6) -> Tensor:
     return (scale * noise(2, 1, 4, 4, dtype=torch.float64)).clamp(-1, 1)
@@ -26,6 +24,11 @@ def points(scale: float = 0.6) -> Tensor:
 
 def digits(count: int) -> Tensor:
     return torch.stack(open_dataset("digits", 16).__getitems__(range(count)))
+
+
+def gaussian(gain: float = 1.0, **options: object) -> tuple[Gaussian, DDPMScheduler]:
+    scheduler = DDPMScheduler(**{"clip_sample": False, "timestep_spacing": "trailing"} | options)
+    return Gaussian(scheduler, gain=gain), scheduler
 
 
 def trained(**options: object) -> tuple[torch.nn.Module, DDPMScheduler]:
@@ -40,9 +43,8 @@ def test_a_converged_inversion_and_the_sampler_undo_each_other(
     kind: str, spacing: str, clip: bool, scale: float
 ) -> None:
     """In all spacings, where num_steps does not divide T, and with a clip where nothing is clipped."""
-    scheduler = DDPMScheduler(prediction_type=kind, clip_sample=clip, timestep_spacing=spacing)
-    unet, x_0 = Gaussian(scheduler), points(scale)
-    found = invert(unet, scheduler, x_0, 7, refinements=60)
+    unet, scheduler = gaussian(prediction_type=kind, clip_sample=clip, timestep_spacing=spacing)
+    found = invert(unet, scheduler, x_0 := points(scale), 7, refinements=60)
     assert unet.calls == (60 + 2) * 7 + 7
     torch.testing.assert_close(found.reconstruction, x_0, atol=1e-8, rtol=0)
     torch.testing.assert_close(ddim_sample(unet, scheduler, found.latents, 7), x_0, atol=1e-8, rtol=0)
@@ -66,52 +68,37 @@ def test_without_refinement_it_is_plain_ddim_inversion() -> None:
 
 def test_each_refinement_of_a_contraction_shrinks_the_residual_at_its_rate_and_one_that_expands_takes_none() -> None:
     """One step t → −1 with ε = c x: x ← √ᾱ x₀ + √(1−ᾱ) c x contracts by √(1−ᾱ) c; of three times c it expands."""
-    scheduler = DDPMScheduler(clip_sample=False, timestep_spacing="leading", steps_offset=300)
+    unet, scheduler = gaussian(timestep_spacing="leading", steps_offset=300)
     alpha_bar = scheduler.alphas_cumprod[300].double()
     rate = (1 - alpha_bar) / (alpha_bar * 0.36 + 1 - alpha_bar)
-    found = [invert(Gaussian(scheduler), scheduler, points(), 1, refinements=k).residuals[:, 0] for k in range(4)]
-    sizes = torch.stack(found)
+    sizes = torch.stack([invert(unet, scheduler, points(), 1, refinements=k).residuals[:, 0] for k in range(4)])
     torch.testing.assert_close(sizes[1:] / sizes[:-1], rate.square().expand(3, 2), rtol=1e-5, atol=0)
     plain, refined = (invert(Gaussian(scheduler, gain=3.0), scheduler, points(), 1, refinements=k) for k in (0, 9))
-    torch.testing.assert_close(refined.latents, plain.latents, atol=0, rtol=0)
-    torch.testing.assert_close(refined.residuals, plain.residuals, atol=0, rtol=0)
+    assert torch.equal(refined.latents, plain.latents)
+    assert torch.equal(refined.residuals, plain.residuals)
     assert refined.residuals.min() > 1e-3
 
 
 def test_on_digits_the_error_falls_with_steps_and_refinement_at_least_halves_it() -> None:
-    (unet, scheduler), x_0 = trained(), digits(4)
-    plain = [invert(unet, scheduler, x_0, n).error.mean() for n in (5, 10, 20)]
-    refined = [invert(unet, scheduler, x_0, n, refinements=3).error.mean() for n in (5, 10)]
+    model, x_0 = trained(), digits(4)
+    plain = [invert(*model, x_0, n).error.mean() for n in (5, 10, 20)]
+    refined = [invert(*model, x_0, n, refinements=3).error.mean() for n in (5, 10)]
     assert plain[0] > plain[1] > plain[2]
     assert all(fine < coarse / 2 for fine, coarse in zip(refined, plain, strict=False))
 
 
 def test_rows_do_not_depend_on_each_other() -> None:
-    (unet, scheduler), x_0 = trained(clip_sample=True), digits(3)
-    together, alone = (invert(unet, scheduler, x, 3, refinements=1) for x in (x_0, x_0[1:2]))
+    together, alone = (invert(*trained(clip_sample=True), x, 3, refinements=1) for x in (digits(3), digits(3)[1:2]))
     torch.testing.assert_close(together.latents[1:2], alone.latents, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(together.residuals[1:2], alone.residuals, atol=1e-6, rtol=1e-3)
-    assert not together.latents.requires_grad
-
-
-def test_steps_without_an_inverse_are_refused() -> None:
-    """With ᾱ_T = 0 the first step sees nothing of the image in x_T; in the velocity form only a single step forgets."""
-    noise_form, velocity = (
-        DDPMScheduler(rescale_betas_zero_snr=True, prediction_type=kind, **FREE) for kind in ("epsilon", "v_prediction")
-    )
-    assert invert(Gaussian(velocity), velocity, points(), 5).error.isfinite().all()
-    for scheduler, num_steps, message in ((noise_form, 5, "epsilon tells nothing"), (velocity, 1, "has no inverse")):
-        with pytest.raises(ValueError, match=message):
-            invert(Gaussian(scheduler), scheduler, points(), num_steps)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
-@pytest.mark.parametrize("share", [0.2, 0.6, 1.0])
+@pytest.mark.parametrize("share", [0.2, 1.0])
 def test_the_score_of_gaussian_data_is_exact(kind: str, spacing: str, share: float) -> None:
-    scheduler = DDPMScheduler(prediction_type=kind, clip_sample=False, timestep_spacing=spacing)
-    unet, x = Gaussian(scheduler), noise(3, 1, 4, 4, dtype=torch.float64)
-    level = NoiseLevel(unet, scheduler, share=share, num_steps=20)
+    unet, scheduler = gaussian(prediction_type=kind, timestep_spacing=spacing)
+    level, x = NoiseLevel(unet, scheduler, share=share, num_steps=20), noise(3, 1, 4, 4, dtype=torch.float64)
     alpha_bar = scheduler.alphas_cumprod[level.t].double()
     variance = alpha_bar * unet.scale**2 + 1 - alpha_bar
     torch.testing.assert_close(level.score(x), -x / variance, rtol=1e-5, atol=0)
@@ -132,8 +119,8 @@ def test_the_full_level_is_the_sampler_clipping_included(spacing: str, clip: boo
 
 
 def test_a_lower_level_takes_the_last_steps_and_gives_images_back_better() -> None:
-    (unet, scheduler), x_0 = trained(), digits(4)
-    levels = [NoiseLevel(unet, scheduler, share=share, num_steps=20) for share in (0.3, 0.6, 1.0)]
+    model, x_0 = trained(), digits(4)
+    levels = [NoiseLevel(*model, share=share, num_steps=20) for share in (0.3, 0.6, 1.0)]
     assert [level.num_steps_below for level in levels] == [6, 12, 20]
     errors = [level.invert(x_0, refinements=3).error.mean().item() for level in levels]
     assert errors[0] < errors[1] < 0.01
@@ -142,9 +129,15 @@ def test_a_lower_level_takes_the_last_steps_and_gives_images_back_better() -> No
     torch.testing.assert_close(levels[1].decode(found.latents), found.reconstruction.clamp(-1, 1), rtol=0, atol=1e-5)
 
 
-def level(gain: float = 1.0, **options: object) -> NoiseLevel:
-    scheduler = DDPMScheduler(**FREE, prediction_type=options.pop("prediction_type", "epsilon"))
-    return NoiseLevel(Gaussian(scheduler, gain=gain), scheduler, **options)
+def test_a_velocity_is_inverted_where_no_signal_is_left() -> None:
+    model = gaussian(rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    assert invert(*model, points(), 5).error.isfinite().all()
+    with pytest.raises(ValueError, match="has no inverse"):  # a single step forgets x_T
+        invert(*model, points(), 1)
+
+
+def level(**options: object) -> NoiseLevel:
+    return NoiseLevel(*gaussian(), **options)
 
 
 ZERO = torch.zeros(1, 1, 4, 4)
@@ -153,22 +146,15 @@ ZERO = torch.zeros(1, 1, 4, 4)
 @pytest.mark.parametrize(
     ("attempt", "message"),
     [
-        (lambda: level(share=0.0), "share must lie in"),
         (lambda: level(share=1.5), "share must lie in"),
         (lambda: level(share=0.001, num_steps=10), "none of the sampler's 10 steps lies within share 0.001"),
-        (lambda: level(num_steps=0), "num_steps must be 1 to 1000; got 0"),
-        (lambda: level(num_steps=1001), "num_steps must be 1 to 1000; got 1001"),
-        (lambda: level(prediction_type="flow"), "epsilon, v_prediction, sample; got 'flow'"),
         (lambda: level().invert(torch.zeros(1, 1, 5, 5)), r"x_0 .* shape \(B, 1, 4, 4\) of this .*; got \(1, 1, 5, 5"),
-        (lambda: level().invert(torch.zeros(1, 3, 4, 4)), r"got \(1, 3, 4, 4\)"),
-        (lambda: level().invert(torch.zeros(1, 4, 4)), r"got \(1, 4, 4\)"),
-        (lambda: level().invert(torch.zeros(0, 1, 4, 4)), r"got \(0, 1, 4, 4\)"),
         (lambda: level().invert(ZERO * math.nan), "floating-point and finite; got torch.float32, 16"),
         (lambda: level().invert(ZERO.byte()), "got torch.uint8"),
         (lambda: level().invert(ZERO, refinements=-1), "refinements must be at least 0; got -1"),
         (lambda: level().decode(torch.zeros(1, 1, 5, 5)), "x must have the shape"),
         (lambda: level().decode(ZERO, batch_size=0), "batch_size must be at least 1"),
-        (lambda: level(math.inf, num_steps=5, share=1).invert(points()), "t = 199 is not finite"),
+        (lambda: invert(*gaussian(math.inf), points(), 5), "t = 199 is not finite"),
     ],
 )
 def test_bad_input_and_what_overflows_is_refused(attempt: Callable[[], object], message: str) -> None:

@@ -47,10 +47,8 @@ def test_encodes_scales_and_samples_as_diffusers_does(kind: str) -> None:
 
 def test_training_on_images_is_training_on_their_latents() -> None:
     pipeline, images = tiny_ldm(), FacesDataset(16, num_images=12)
-    before = {name: tensor.clone() for name, tensor in pipeline.vqvae.state_dict().items()}
     states = list(finetune(pipeline, images, CONFIG))
-    assert all(state.anisotropy >= 0.9 for state in states)
-    torch.testing.assert_close(pipeline.vqvae.state_dict(), before, rtol=0, atol=0)
+    torch.testing.assert_close(pipeline.vqvae.state_dict(), tiny_ldm().vqvae.state_dict(), rtol=0, atol=0)
 
     latent, control = tiny_ldm(), tiny_ldm()
     with torch.no_grad():

@@ -1,34 +1,34 @@
-"""Models as people have them on their disks: opened with the same weights, or refused with what to do."""
+"""Models, published or on disks, are opened with the same weights, or refused with what to do."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import diffusers
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, LDMPipeline, UNet2DModel, VQModel
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, LDMPipeline, UNet2DModel
 
-from isodiff.diffusion import load_pipeline, model_name
+from isodiff.diffusion import PUBLISHED, bottleneck_shape, image_shape, latent_shape, model_name, models
+from isodiff.diffusion.models import build_pipeline, load_pipeline, save_pipeline
 
-
-def tiny_unet(**settings: object) -> UNet2DModel:
-    torch.manual_seed(0)
-    options = {"sample_size": 8, "block_out_channels": (4, 8), "norm_num_groups": 2, "layers_per_block": 1}
-    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
-    return UNet2DModel(**options | blocks | {"add_attention": False} | settings)
+from .tiny import tiny_ddpm, tiny_ldm, tiny_unet
 
 
 def saved(place: Path, unet: UNet2DModel | None = None, scheduler: object | None = None, **how: object) -> Path:
+    torch.manual_seed(0)
     DDPMPipeline(unet=unet or tiny_unet(), scheduler=scheduler or DDPMScheduler()).save_pretrained(place, **how)
     return place
 
 
 def unet_and(place: Path, *others: str) -> Path:
     for name in ("unet", *others):
+        torch.manual_seed(0)
         tiny_unet().save_pretrained(place / name)
     (place / "optimizer.bin").write_bytes(b"optimizer")
     return place
@@ -50,9 +50,7 @@ KEPT: dict[str, Callable[[Path], Path]] = {
 @pytest.mark.parametrize("kind", KEPT)
 def test_weights_are_those_that_were_saved(kind: str, tmp_path: Path) -> None:
     pipeline = load_pipeline(KEPT[kind](tmp_path / "model"))
-    expected = tiny_unet().state_dict()
-    for name, weight in pipeline.unet.state_dict().items():
-        torch.testing.assert_close(weight, expected[name], rtol=0, atol=0)
+    torch.testing.assert_close(pipeline.unet.state_dict(), tiny_ddpm().unet.state_dict(), rtol=0, atol=0)
 
 
 def test_a_unet_alone_gets_the_scheduler_given_or_stored_or_a_default_that_is_said(tmp_path: Path) -> None:
@@ -90,10 +88,8 @@ def test_a_pickle_that_is_more_than_weights_is_refused(tmp_path: Path, monkeypat
 def test_latents_of_a_vq_model_are_scaled_by_what_its_file_says(
     stated: float | None, expected: float, tmp_path: Path
 ) -> None:
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    vqvae = VQModel(**blocks, block_out_channels=(4, 8), latent_channels=3, num_vq_embeddings=4, norm_num_groups=2)
     place = tmp_path / "any name"
-    LDMPipeline(vqvae=vqvae, unet=tiny_unet(), scheduler=DDIMScheduler()).save_pretrained(place)
+    tiny_ldm("vq").save_pretrained(place)
     file = place / "vqvae/config.json"
     config = {k: v for k, v in json.loads(file.read_text()).items() if k != "scaling_factor"}
     file.write_text(json.dumps(config | ({} if stated is None else {"scaling_factor": stated})))
@@ -102,12 +98,7 @@ def test_latents_of_a_vq_model_are_scaled_by_what_its_file_says(
 
 def weights_alone(place: Path) -> Path:
     place.mkdir()
-    torch.save(tiny_unet().state_dict(), place / "pytorch_model.bin")
-    return place
-
-
-def one_file(place: Path) -> Path:
-    place.write_bytes(b"weights")
+    (place / "pytorch_model.bin").write_bytes(b"weights")
     return place
 
 
@@ -123,10 +114,23 @@ def two_variants(place: Path) -> Path:
     return place
 
 
+def cut(place: Path) -> Path:
+    weights = saved(place) / "unet/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    return place
+
+
+def karras(place: Path) -> Path:
+    diffusers.KarrasVePipeline(unet=tiny_unet(), scheduler=diffusers.KarrasVeScheduler()).save_pretrained(place)
+    return place
+
+
 REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "weights without a configuration": (weights_alone, r"pytorch_model\.bin.*save_pretrained"),
-    "one file": (one_file, r"one file.*from_single_file.*save_pretrained"),
+    "one file": (lambda p: weights_alone(p) / "pytorch_model.bin", r"one file.*from_single_file.*save_pretrained"),
     "no weights": (without_weights, r"no weights"),
+    "weights cut off": (cut, r"cannot load the model in '.*model': "),
+    "another pipeline": (karras, "holds a KarrasVePipeline; accepted are DDPMPipeline, DDIMPipeline"),
     "two variants": (two_variants, r"ema, fp16"),
     "five channels of three": (lambda p: saved(p, tiny_unet(out_channels=5)), r"5 channels of 3"),
     "noise of another kind": (lambda p: saved(p, scheduler=diffusers.EDMEulerScheduler()), r"EDMEulerScheduler"),
@@ -150,3 +154,70 @@ def test_one_model_has_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     }
     assert model_name("faces32/base") == "faces32/base"
     assert model_name("hub:a/b@main") == model_name("a/b@main")
+
+
+PARAMETERS = {"ddpm-32": 35_746_307, "ddpm-256": 113_673_219, "ldm-256": 274_056_163}  # of the published weights
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_published_architectures_have_the_published_weights_and_shapes(name: str) -> None:
+    with torch.device("meta"):  # shapes without numbers: a quarter of a billion weights take no memory
+        pipeline = build_pipeline(name)
+    unet, models = pipeline.unet, [model for model in PUBLISHED.values() if model.architecture == name]
+    assert sum(p.numel() for p in unet.parameters()) == PARAMETERS[name]
+    assert {(model.latent, model.h) for model in models} == {(latent_shape(unet), bottleneck_shape(unet))}
+    assert all(re.fullmatch("[0-9a-f]{40}", model.revision) for model in models if model.revision)
+    if name == "ldm-256":
+        assert isinstance(pipeline, LDMPipeline)
+        assert (image_shape(pipeline), pipeline.vqvae.config.scaling_factor) == ((3, 256, 256), 1.0)
+
+
+def test_all_understood_kinds_of_pipeline_come_back_as_they_were(tmp_path: Path) -> None:
+    ddpm = tiny_ddpm()
+    for pipeline in (ddpm, DDIMPipeline(unet=ddpm.unet, scheduler=ddpm.scheduler), tiny_ldm("kl"), tiny_ldm("vq")):
+        save_pipeline(pipeline, tmp_path / "m")
+        loaded = load_pipeline(tmp_path / "m")
+        assert type(loaded) is type(pipeline)
+        for key, part in pipeline.components.items():
+            if isinstance(part, torch.nn.Module):
+                torch.testing.assert_close(getattr(loaded, key).state_dict(), part.state_dict(), rtol=0, atol=0)
+        assert "_name_or_path" not in (tmp_path / "m" / "unet" / "config.json").read_text()
+
+
+def test_a_cached_model_is_found_offline_at_its_revision_and_at_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, pipeline = "google/ddpm-cifar10-32", tiny_ddpm()
+    folder = f"models--{name.replace('/', '--')}/snapshots/{PUBLISHED[name].revision}"
+    pipeline.save_pretrained(tmp_path / folder)  # as a download leaves it
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    found = load_pipeline(name)
+    torch.testing.assert_close(found.unet.state_dict(), pipeline.unet.state_dict(), rtol=0, atol=0)
+    with pytest.raises(ConnectionError) as missing:
+        load_pipeline(f"{name}@{'0' * 40}")
+    (line,) = str(missing.value).splitlines()
+    assert f"HF_HUB_OFFLINE is set; where there is a network: hf download {name} --revision {'0' * 40}" in line
+
+
+def test_the_revision_asked_for_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_pipeline(tiny_ldm("vq"), tmp_path / "m")
+    asked: list[tuple[str, str | None]] = []
+    monkeypatch.setattr(models, "_fetch", lambda *name_revision: asked.append(name_revision) or tmp_path / "m")
+    cifar, latent = "google/ddpm-cifar10-32", "CompVis/ldm-celebahq-256"
+    for name in (cifar, f"{cifar}@main", "hub:a/b@v1", "google/ddpm-celebahq-256", latent):
+        load_pipeline(name)
+    pinned = [(name, PUBLISHED[name].revision) for name in (cifar, latent)]
+    assert asked == [pinned[0], (cifar, "main"), ("a/b", "v1"), ("google/ddpm-celebahq-256", None), pinned[1]]
+
+
+def test_unknown_and_unreachable_names_fail_at_once(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"faces32/base.*google/ddpm-celebahq-256.*or hub:OWNER/NAME"):
+        load_pipeline("no/such")
+    with pytest.raises(FileNotFoundError, match="no name of a model on the hub; expected OWNER/NAME"):
+        load_pipeline("hub:a b")
+    began = time.monotonic()
+    message = r"hf download isodiff-no-such/x|the hub has no model"
+    with pytest.raises((ConnectionError, FileNotFoundError), match=message):
+        load_pipeline("hub:isodiff-no-such/x")
+    assert time.monotonic() - began < 60  # one question, not a series of attempts

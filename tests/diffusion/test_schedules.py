@@ -1,111 +1,92 @@
-"""Every scheduler of diffusers is read for its betas or refused, and the sampler solves the probability-flow ODE."""
+"""Every scheduler of diffusers is read for its betas or refused; losses and samplers are those of the papers."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
 
 import diffusers
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
-from isodiff.diffusion import ddim_invert, ddim_sample
-from isodiff.diffusion.process import PREDICTIONS, NoiseSchedule, predict
+from isodiff.diffusion.models import build_pipeline
+from isodiff.diffusion.process import (
+    PREDICTIONS,
+    NoiseSchedule,
+    ddim_invert,
+    ddim_sample,
+    ddim_trajectory,
+    dsm_loss,
+    predict,
+)
+
+from .tiny import Gaussian, noise
 
 MEAN = torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64).view(1, 3, 1, 1)
-VARIANCE = torch.tensor([0.01, 0.2, 1.5], dtype=torch.float64).view(1, 3, 1, 1)
+SCALE = torch.tensor([0.1, 0.45, 1.2], dtype=torch.float64).view(1, 3, 1, 1)
 BETAS = {"beta_start": 1e-3, "beta_end": 3e-2, "beta_schedule": "scaled_linear", "num_train_timesteps": 250}
-
 READ = (
     *("DDIM", "DDIMInverse", "DDIMParallel", "DDPM", "DDPMParallel", "DEISMultistep", "DPMSolverMultistep"),
     *("DPMSolverMultistepInverse", "DPMSolverSinglestep", "EulerAncestralDiscrete", "EulerDiscrete", "HeunDiscrete"),
     *("KDPM2AncestralDiscrete", "KDPM2Discrete", "LCM", "LMSDiscrete", "PNDM", "RePaint", "SASolver", "TCD"),
     "UniPCMultistep",
 )
-REFUSED = (
-    *("CMStochasticIterative", "CogVideoXDDIM", "CogVideoXDPM", "DDPMWuerstchen", "EDMDPMSolverMultistep", "EDMEuler"),
-    *("FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete", "IPNDM", "KarrasVe", "SCM", "ScoreSdeVe"),
-)
+double = partial(noise, dtype=torch.float64)
+gaussian = partial(Gaussian, scale=SCALE, mean=MEAN)
 
 
-class Output:
-    """What a U-Net returns."""
-
-    def __init__(self, sample: Tensor) -> None:
-        self.sample = sample
-
-
-def gaussian_model(schedule: NoiseSchedule) -> object:
-    """The optimal model of data N(MEAN, VARIANCE), with whatever it is asked to predict."""
-
-    def unet(x: Tensor, t: int) -> Output:
-        alpha, sigma = schedule.coefficients(t, x)
-        x_0 = MEAN + alpha * VARIANCE / (alpha**2 * VARIANCE + sigma**2) * (x - alpha * MEAN)
-        return Output(schedule.target(x_0, (x - alpha * x_0) / sigma, t))
-
-    return unet
-
-
-def flow(schedule: NoiseSchedule, x: Tensor, t: int) -> Tensor:
+def flow(scheduler: DDPMScheduler, x: Tensor, t: int) -> Tensor:
     """Where the probability-flow ODE leads from x at t: (x_t − α_t μ) / √(α_t² s² + σ_t²) is constant along it."""
-    alpha, sigma = schedule.coefficients(t, x)
-    return MEAN + VARIANCE.sqrt() * (x - alpha * MEAN) / (alpha**2 * VARIANCE + sigma**2).sqrt()
+    alpha_bar = scheduler.alphas_cumprod[t].double()
+    return MEAN + SCALE * (x - alpha_bar.sqrt() * MEAN) / (alpha_bar * SCALE**2 + 1 - alpha_bar).sqrt()
 
 
 @pytest.mark.parametrize("name", READ)
 @pytest.mark.parametrize("prediction_type", PREDICTIONS)
 def test_a_scheduler_counts_as_the_betas_of_its_configuration(name: str, prediction_type: str) -> None:
-    kind = getattr(diffusers, f"{name}Scheduler")
-    scheduler = kind.from_config(BETAS | {"prediction_type": prediction_type})
+    scheduler = getattr(diffusers, f"{name}Scheduler").from_config(BETAS | {"prediction_type": prediction_type})
     asked = scheduler.config.get("prediction_type", "epsilon")
-    ddpm = DDPMScheduler(**BETAS, prediction_type=asked)
-    x_0, eps = torch.randn(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    t = torch.tensor([0, 30, 120, 249])
-    schedule = NoiseSchedule.of(scheduler)
+    schedule, ddpm = NoiseSchedule.of(scheduler), DDPMScheduler(**BETAS, prediction_type=asked)
+    x_0, eps, t = noise(4, 3, 8, 8), noise(4, 3, 8, 8, seed=1), torch.tensor([0, 30, 120, 249])
     assert schedule.prediction_type == asked
-    torch.testing.assert_close(schedule.add_noise(x_0, eps, t), ddpm.add_noise(x_0, eps, t), rtol=0, atol=0)
-    torch.testing.assert_close(NoiseSchedule.of(ddpm).alphas_cumprod, schedule.alphas_cumprod, rtol=0, atol=0)
+    assert torch.equal(schedule.add_noise(x_0, eps, t), ddpm.add_noise(x_0, eps, t))
+    assert torch.equal(NoiseSchedule.of(ddpm).alphas_cumprod, schedule.alphas_cumprod)
     if asked == "v_prediction":
-        torch.testing.assert_close(schedule.target(x_0, eps, t), ddpm.get_velocity(x_0, eps, t), rtol=0, atol=0)
+        assert torch.equal(schedule.target(x_0, eps, t), ddpm.get_velocity(x_0, eps, t))
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_has_other_noise_is_refused_by_name(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name}Scheduler"):
-        NoiseSchedule.of(getattr(diffusers, f"{name}Scheduler")())
-
-
-def test_no_scheduler_of_diffusers_is_left_out() -> None:
-    """Those that come later are either read with the α of their own class, or refused."""
+def test_every_other_scheduler_of_diffusers_has_other_noise_and_is_refused_by_name() -> None:
+    """Those that come later too, unless they have the α of their betas."""
+    refused = set()
     for name in dir(diffusers):
-        kind = getattr(diffusers, name) if name.endswith("Scheduler") else None
-        if kind is None or name.removesuffix("Scheduler") in READ + REFUSED:
+        if not name.endswith("Scheduler") or name.removesuffix("Scheduler") in READ:
             continue
         try:
-            scheduler = kind()
+            scheduler = getattr(diffusers, name)()
         except (ImportError, TypeError):  # needs a package or a setting
             continue
-        with pytest.raises((ValueError, AttributeError)):
+        with pytest.raises(ValueError, match=name):
             NoiseSchedule.of(scheduler)
+        refused.add(name.removesuffix("Scheduler"))
+    assert refused >= {"CogVideoXDDIM", "DDPMWuerstchen", "EDMEuler", "FlowMatchEulerDiscrete", "IPNDM", "ScoreSdeVe"}
 
 
 @pytest.mark.filterwarnings("ignore:.*leading spacing")
 @pytest.mark.parametrize("horizon", [100, 250, 1000, 4000])
 @pytest.mark.parametrize("spacing", ["trailing", "linspace", "leading"])
-@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+@pytest.mark.parametrize("kind", PREDICTIONS)
 def test_the_sampler_and_its_inverse_approach_the_flow_whatever_divides_the_horizon(
-    horizon: int, spacing: str, prediction_type: str
+    horizon: int, spacing: str, kind: str
 ) -> None:
-    betas = {"beta_start": 0.1 / horizon, "beta_end": 20 / horizon}
-    scheduler = DDPMScheduler(
-        horizon, **betas, timestep_spacing=spacing, prediction_type=prediction_type, clip_sample=False
-    )
-    schedule, errors, lost = NoiseSchedule.of(scheduler), [], []
-    model, x = gaussian_model(schedule), torch.randn(4, 3, 2, 2, dtype=torch.float64)
-    # to a number that divides few horizons; leading steps begin elsewhere for each
-    for n in (5, 10, 20, 50, 93):
-        x_0 = flow(schedule, x, schedule.steps(n)[0][0])
+    options = {"beta_start": 0.1 / horizon, "beta_end": 20 / horizon, "clip_sample": False}
+    scheduler = DDPMScheduler(horizon, **options, timestep_spacing=spacing, prediction_type=kind)
+    model, x, errors, lost = gaussian(scheduler), double(4, 3, 2, 2), [], []
+    for n in (5, 10, 20, 50, 93):  # leading steps begin elsewhere for each
+        x_0 = flow(scheduler, x, NoiseSchedule.of(scheduler).steps(n)[0][0])
         errors.append((ddim_sample(model, scheduler, x, n) - x_0).abs().max().item())
         lost.append((ddim_invert(model, scheduler, x_0, n) - x).abs().max().item())
     for error in (errors, lost):
@@ -113,21 +94,19 @@ def test_the_sampler_and_its_inverse_approach_the_flow_whatever_divides_the_hori
     assert errors[3] < 0.3 * errors[1]
     if horizon == 1000 and spacing != "leading":
         all_steps = ddim_sample(model, scheduler, x, horizon)
-        assert (all_steps - flow(schedule, x, horizon - 1)).abs().max() < 0.12 * errors[3]
+        assert (all_steps - flow(scheduler, x, horizon - 1)).abs().max() < 0.12 * errors[3]
 
 
 @pytest.mark.parametrize("horizon", [100, 250, 1000, 4000])
 @pytest.mark.parametrize("spacing", ["trailing", "leading"])
+@pytest.mark.filterwarnings("ignore:.*leading spacing")
 def test_steps_are_those_of_diffusers_where_those_are_right(horizon: int, spacing: str) -> None:
     for n in (1, 2, 5, 10, 20, 50):
         theirs = DDIMScheduler(horizon, timestep_spacing=spacing)
         theirs.set_timesteps(n)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ours = NoiseSchedule.of(theirs).steps(n)
+        ours = NoiseSchedule.of(theirs).steps(n)
         assert [t for t, _ in ours] == theirs.timesteps.tolist()
-        if horizon % n == 0:
-            assert [s if s is not None else t - horizon // n for t, s in ours] == [t - horizon // n for t, _ in ours]
+        assert horizon % n or all(s == t - horizon // n for t, s in ours[:-1])
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 150, 400, 600, 999, 1000])
@@ -151,38 +130,101 @@ def test_leading_steps_that_begin_far_from_noise_are_told() -> None:
         schedule.steps(50)
 
 
-@pytest.mark.parametrize(
-    ("settings", "n", "message"),
-    [
-        ({"thresholding": True}, 5, "thresholding"),
-        ({"prediction_type": "flow_prediction"}, 5, "epsilon, v_prediction, sample; got 'flow_prediction'"),
-        ({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, 5, "epsilon tells nothing at t = 999"),
-        ({"steps_offset": 1, "timestep_spacing": "leading"}, 1000, "steps_offset 1"),
-        ({}, 0, "1 to 1000; got 0"),
-        ({}, 1001, "1 to 1000; got 1001"),
-    ],
-)
-def test_what_is_not_done_is_refused_by_name(settings: dict, n: int, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        NoiseSchedule.of(DDIMScheduler.from_config(settings)).steps(n)
-
-
 def test_a_terminal_step_without_signal_is_sampled_by_the_velocity() -> None:
-    settings = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
-    scheduler = DDIMScheduler(**settings, clip_sample=False)
-    schedule, x = NoiseSchedule.of(scheduler), torch.randn(4, 3, 2, 2, dtype=torch.float64)
-    assert schedule.alphas_cumprod[-1] == 0
-    x_0 = ddim_sample(gaussian_model(schedule), scheduler, x, 500)
-    torch.testing.assert_close(x_0, flow(schedule, x, 999), rtol=0, atol=0.02)
+    options = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
+    scheduler, x = DDIMScheduler(**options, clip_sample=False), double(4, 3, 2, 2)
+    assert scheduler.alphas_cumprod[-1] == 0
+    x_0 = ddim_sample(gaussian(scheduler), scheduler, x, 500)
+    torch.testing.assert_close(x_0, flow(scheduler, x, 999), rtol=0, atol=0.02)
 
 
 def test_of_a_model_that_learned_its_variance_the_first_half_is_the_noise() -> None:
-    schedule = NoiseSchedule.of(DDPMScheduler(**BETAS))
-    model, x = gaussian_model(schedule), torch.randn(4, 3, 2, 2, dtype=torch.float64)
+    first, x = torch.ones(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)
+    wide = torch.cat([first, torch.full_like(first, torch.nan)], 1)
+    assert torch.equal(predict(lambda x, t: SimpleNamespace(sample=wide), x, 7), first)
 
-    def wide(z: Tensor, t: int) -> Output:
-        return Output(torch.cat([model(z, t).sample, torch.full_like(z, torch.nan)], 1))
 
-    assert torch.equal(predict(wide, x, 7), model(x, 7).sample)
-    with pytest.raises(ValueError, match="3 or 6 output channels; got 4"):
-        predict(lambda z, t: Output(z[:, [0, 1, 2, 2]]), x, 7)
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_dsm_loss_of_the_exact_model_is_the_conditional_variance_of_its_target(kind: str) -> None:
+    """That is the smallest for Gaussian data; and it is the mean squared error at any t."""
+    scheduler, scale = DDPMScheduler(prediction_type=kind), 0.7
+    unet, x_0, eps = Gaussian(scheduler, scale), scale * double(4000, 1, 4, 4), double(4000, 1, 4, 4, seed=1)
+    for step in (100, 500, 900):
+        alpha_bar = scheduler.alphas_cumprod[step].double()
+        variance = alpha_bar * scale**2 + 1 - alpha_bar
+        expected = alpha_bar * scale**2 / variance if kind == "epsilon" else scale**2 / variance
+        loss = dsm_loss(unet, scheduler, x_0, torch.full((4000,), step), eps)
+        assert loss.item() == pytest.approx(expected.item(), rel=0.03)
+    t = torch.arange(4000) % 1000
+    target = eps if kind == "epsilon" else scheduler.get_velocity(x_0, eps, t)
+    error = unet(scheduler.add_noise(x_0, eps, t), t).sample - target
+    torch.testing.assert_close(dsm_loss(unet, scheduler, x_0, t, eps), error.square().mean())
+
+
+@torch.no_grad()
+def test_a_trajectory_is_the_sampler_step_by_step() -> None:
+    """Each step begins where the last one ended, and the model has seen its x_t."""
+    pipeline, seen = build_pipeline("digits16"), []
+    x = x_T = noise(2, 1, 16, 16)
+    pipeline.unet.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    for t, x_t, x_s in ddim_trajectory(pipeline.unet, pipeline.scheduler, x_T, 5):
+        assert torch.equal(x_t, x)
+        assert torch.equal(seen[-1], x_t)
+        assert t == NoiseSchedule.of(pipeline.scheduler).steps(5)[len(seen) - 1][0]
+        x = x_s
+    assert len(seen) == 5
+    assert torch.equal(x, ddim_sample(pipeline.unet, pipeline.scheduler, x_T, 5))
+
+
+@torch.no_grad()
+def test_ddim_invert_equals_the_diffusers_scheduler() -> None:
+    pipeline = build_pipeline("digits16")
+    theirs = x = noise(2, 1, 16, 16)
+    inverse = DDIMInverseScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    inverse.set_timesteps(8)
+    for t in inverse.timesteps:
+        theirs = inverse.step(pipeline.unet(theirs, t).sample, t, theirs).prev_sample
+    torch.testing.assert_close(ddim_invert(pipeline.unet, pipeline.scheduler, x, 8), theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_the_sampler_has_the_gradient_of_the_flow() -> None:
+    """The probability-flow map of N(0, I) onto N(0, s² I) is x₀ = s x_T."""
+    scheduler, x_T = DDPMScheduler(clip_sample=False, timestep_spacing="trailing"), double(2, 1, 4, 4).requires_grad_()
+    sample = ddim_sample(Gaussian(scheduler, 0.6), scheduler, x_T, 500)
+    torch.testing.assert_close(sample, 0.6 * x_T, rtol=0.01, atol=0)
+    (gradient,) = torch.autograd.grad(sample.sum(), x_T)
+    torch.testing.assert_close(gradient, torch.full_like(gradient, 0.6), rtol=0.05, atol=0)
+
+
+ZERO, DDPM = torch.zeros(2, 1, 4, 4), DDPMScheduler()
+
+
+def steps(n: int = 5, **options: object) -> list:
+    return NoiseSchedule.of(DDIMScheduler.from_config(options)).steps(n)
+
+
+def loss(t: list[float]) -> Tensor:
+    return dsm_loss(Gaussian(DDPM), DDPM, ZERO, torch.tensor(t), ZERO)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "message"),
+    [
+        (lambda: steps(thresholding=True), "thresholding"),
+        (lambda: steps(prediction_type="flow"), "epsilon, v_prediction, sample; got 'flow'"),
+        (lambda: steps(rescale_betas_zero_snr=True, timestep_spacing="trailing"), "epsilon tells nothing at t = 999"),
+        (lambda: steps(1000, steps_offset=1, timestep_spacing="leading"), "steps_offset 1"),
+        (lambda: steps(0), "1 to 1000; got 0"),
+        (lambda: steps(1001), "1 to 1000; got 1001"),
+        (lambda: loss([1000, 3]), "0 to 999"),
+        (lambda: loss([0.5, 3.0]), "integer steps"),
+        (lambda: loss([1, 2, 3]), r"\(3,\)"),
+        (lambda: predict(lambda x, t: SimpleNamespace(sample=ZERO), ZERO[:, [0, 0, 0]], 7), "3 or 6 .*; got 1"),
+        (lambda: ddim_sample(Gaussian(DDPM), DDPM, ZERO * torch.nan, 10), "expected finite"),
+        (lambda: ddim_invert(Gaussian(DDPM), DDPM, ZERO * torch.nan, 10), "expected finite"),
+        (lambda: ddim_sample(Gaussian(DDPM), DDPM, ZERO[0], 10), r"got shape \(1, 4, 4\)"),
+    ],
+)
+def test_bad_input_and_what_is_not_done_are_refused(attempt: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        attempt()

@@ -1,6 +1,6 @@
 """Batches, steps and gradients of one run over several processes: two of them, or two passes, train as one.
 
-`accelerate launch` runs this very file on two processes; what they find is compared here with one process.
+`accelerate launch` runs this very module on two processes; what they find is compared here with one process.
 """
 
 from __future__ import annotations
@@ -13,119 +13,95 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from isodiff.datasets.faces import FacesDataset
-from isodiff.diffusion import FinetuneConfig, TrainingInterrupted, TrainingState, train
+from isodiff.diffusion import FinetuneConfig, TrainingInterrupted, train
 from isodiff.diffusion.finetune import finetune
 from isodiff.diffusion.run_folder import Checkpoint
 from isodiff.diffusion.training import TrainingStep, derived_seed, global_batches, seeded
 
+from .tiny import tiny_ddpm, weights
+
+IMAGES = FacesDataset(8, num_images=20)
 ONE_STEP = FinetuneConfig(
     num_steps=1, batch_size=16, lambda_iso=0.3, normalize=True, p=0.0, num_probes=2, max_grad_norm=1e9, ema_decay=0.0
 )
 CHEAP = replace(ONE_STEP, regularize_fraction=0.5, regularize_every=2, isometry_route="differences")
 TERMS = {"exact": ONE_STEP, "cheap": CHEAP}
-CUTS = {f"{term}-{passes}": (term, passes) for term in TERMS for passes in (1, 4)}
 STEPS = replace(ONE_STEP, num_steps=4, batch_size=4, checkpoint_every=2, horizontal_flip=True)
-
-
-def _tiny(seed: int = 0) -> DDPMPipeline:
-    torch.manual_seed(seed)
-    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
-    unet = UNet2DModel(8, block_out_channels=(4, 8), norm_num_groups=4, layers_per_block=1, **blocks)
-    return DDPMPipeline(unet=unet, scheduler=DDPMScheduler())
-
-
-def _images() -> FacesDataset:
-    return FacesDataset(8, num_images=20)
 
 
 def _one_step(config: FinetuneConfig, file: Path, passes: int = 1) -> tuple[dict[str, float], Tensor]:
     """Take one step and return its state and gradient, which the checkpoint has as Adam's first moment, a tenth."""
-    pipeline, config = _tiny(), replace(config, gradient_accumulation_steps=passes)
+    pipeline, config = tiny_ddpm(), replace(config, gradient_accumulation_steps=passes)
     pipeline.unet.double()
-    (state,) = finetune(pipeline, _images(), config, accelerator=Accelerator(cpu=True), checkpoint=file)
+    (state,) = finetune(pipeline, IMAGES, config, accelerator=Accelerator(cpu=True), checkpoint=file)
     moments = torch.load(io.BytesIO(file.read_bytes()[32:]), weights_only=True)["parts"]["optimizer"]["state"]
     return vars(state), 10 * torch.cat([moments[i]["exp_avg"].flatten() for i in range(len(moments))])
-
-
-def _fails(attempt: Callable[[], object]) -> str:
-    with pytest.raises((OSError, ValueError)) as failure:
-        attempt()
-    return f"{failure.type.__name__}: {failure.value}"
 
 
 def _two_processes(folder: Path) -> None:
     """Do on each process what the tests look at, and write down what it saw."""
     accelerator = Accelerator(cpu=True)
-    rank, seen, kept = accelerator.process_index, {"num_processes": accelerator.num_processes}, {}
+    rank, seen = accelerator.process_index, {"num_processes": accelerator.num_processes}
     if rank:
         Checkpoint._write = None  # it may not be called: the main process writes
+    for term, config in TERMS.items():
+        seen[term] = [_one_step(config, folder / f"{term}-{passes}", passes) for passes in (1, 4)]
 
-    for cut, (term, passes) in CUTS.items():
-        seen[cut], kept[cut] = _one_step(TERMS[term], folder / cut, passes)
-
-    def run(file: Path, **options: object) -> tuple[DDPMPipeline, list[TrainingState]]:
-        pipeline = _tiny(seed=rank)  # the second process starts from other weights, which must not matter
-        steps, states = finetune(pipeline, _images(), STEPS, checkpoint=file, accelerator=accelerator, **options), []
+    def run(file: Path, **options: object) -> tuple[list[dict], Tensor]:
+        pipeline, states = tiny_ddpm(seed=rank), []  # the second process's other weights must not matter
         with contextlib.suppress(TrainingInterrupted):
-            states.extend(steps)
-        return pipeline, states
+            steps = finetune(pipeline, IMAGES, STEPS, checkpoint=file, accelerator=accelerator, **options)
+            states.extend(vars(state) for state in steps)
+        return states, weights(pipeline.unet)
 
-    pipeline, states = run(folder / "straight.pt")
-    seen["straight"] = [vars(state) for state in states]
+    seen["straight"] = run(folder / "straight.pt")
     asked = iter([0, 0, signal.SIGTERM if rank else 0, 0])  # one process alone receives the signal, at step 3
-    _, states = run(folder / "stopped.pt", stop=lambda: next(asked))
-    seen["stopped after"] = len(states)
-    resumed, states = run(folder / "stopped.pt")
-    seen["resumed at"] = states[0].step
-    kept["weights"] = [torch.cat([p.flatten() for p in model.unet.parameters()]) for model in (pipeline, resumed)]
-    train(_tiny(seed=rank), _images(), STEPS, folder / "model", accelerator=accelerator, progress=False)
+    seen["stopped"] = run(folder / "stopped.pt", stop=lambda: next(asked))
+    seen["resumed"] = run(folder / "stopped.pt")
+    train(tiny_ddpm(seed=rank), IMAGES, STEPS, folder / "model", accelerator=accelerator, progress=False)
+    with pytest.raises(ValueError, match=r"processes × gradient_accumulation_steps = 2 × 1; got 5"):
+        next(finetune(tiny_ddpm(), IMAGES, replace(STEPS, batch_size=5), accelerator=accelerator))
 
     def full(*_arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
     Checkpoint._write = full
-    seen["full disk"] = _fails(partial(run, folder / "full.pt"))
-    odd = finetune(_tiny(), _images(), replace(STEPS, batch_size=5), accelerator=accelerator)
-    seen["odd batch"] = _fails(partial(next, odd))
-    (folder / f"seen-{rank}.json").write_text(json.dumps(seen))
-    torch.save(kept, folder / f"kept-{rank}.pt")
+    with pytest.raises(OSError, match=r"the checkpoint of step 2 could not be written to .*No space left on device"):
+        run(folder / "full.pt")
+    torch.save(seen, folder / f"seen-{rank}.pt")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directory in which two processes have done `_two_processes`."""
+    """Directory in which two processes have done `_two_processes`: a full disk and an odd batch end both of them."""
     folder = tmp_path_factory.mktemp("processes")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # On a machine without GPU, --multi_gpu means several processes; --cpu would start one, whatever --num_processes.
-    launch = ["--multi_gpu", "--num_processes", "2", "--main_process_port", str(port), __file__, str(folder)]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *launch]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command = [*launch, "--main_process_port", str(port), "--module", "diffusion.test_training", str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True)
+    tests = Path(__file__).parents[1]
+    finished = subprocess.run(command, cwd=tests, env=environment, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr[-5000:]
     return folder
 
 
 @pytest.fixture(scope="module")
 def seen(folder: Path) -> list[dict]:
-    """What each of the two processes saw, with its gradients and weights."""
-    told = [json.loads((folder / f"seen-{rank}.json").read_text()) for rank in (0, 1)]
-    return [process | {"kept": torch.load(folder / f"kept-{rank}.pt")} for rank, process in enumerate(told)]
+    return [torch.load(folder / f"seen-{rank}.pt") for rank in (0, 1)]
 
 
 @pytest.mark.parametrize(("term", "tolerance"), [("exact", 1e-10), ("cheap", 1e-7)])
@@ -135,8 +111,7 @@ def test_processes_and_passes_give_the_loss_and_gradient_of_one(
     """Two processes of one or four passes, and one process of four; also half of the rows, by differences."""
     assert [process["num_processes"] for process in seen] == [2, 2]
     one, gradient = _one_step(TERMS[term], tmp_path / "one")
-    found = [(process[cut], process["kept"][cut]) for process in seen for cut in CUTS if CUTS[cut][0] == term]
-    for state, other in (*found, _one_step(TERMS[term], tmp_path / "four", 4)):
+    for state, other in (*seen[0][term], *seen[1][term], _one_step(TERMS[term], tmp_path / "four", 4)):
         assert state == pytest.approx(one, rel=tolerance)
         assert (other - gradient).norm() <= tolerance * gradient.norm()
     _, plain = _one_step(replace(TERMS[term], lambda_iso=0.0), tmp_path / "plain")
@@ -144,40 +119,30 @@ def test_processes_and_passes_give_the_loss_and_gradient_of_one(
 
 
 def test_two_processes_resume_to_the_same_bits_end_together_and_write_one_model(folder: Path, seen: list[dict]) -> None:
-    weights = [model for process in seen for model in process["kept"]["weights"]]
-    assert all(torch.equal(weights[0], other) for other in weights[1:])
-    assert seen[0]["straight"] == seen[1]["straight"]
-    assert [process["stopped after"] for process in seen] == [3, 3]
-    assert [process["resumed at"] for process in seen] == [4, 4]
-    curves = json.loads((folder / "model" / "training.json").read_text())["curves"]
-    assert curves["dsm"] == [state["dsm"] for state in seen[0]["straight"]]
-
-
-def test_a_full_disk_ends_all_processes(seen: list[dict]) -> None:
+    straight, end = seen[0]["straight"]
+    assert seen[1]["straight"][0] == straight
     for process in seen:
-        assert process["full disk"].startswith("OSError: the checkpoint of step 2 could not be written to ")
-        assert "No space left on device" in process["full disk"]
+        assert torch.equal(process["straight"][1], end)
+        assert torch.equal(process["resumed"][1], end)
+        assert (len(process["stopped"][0]), process["resumed"][0][0]["step"]) == (3, 4)
+    curves = json.loads((folder / "model" / "training.json").read_text())["curves"]
+    assert curves["dsm"] == [state["dsm"] for state in straight]
 
 
 def test_one_process_goes_on_from_the_checkpoint_of_two(folder: Path, seen: list[dict], tmp_path: Path) -> None:
     (tmp_path / "c.pt").write_bytes((folder / "straight.previous.pt").read_bytes())
-    run = finetune(_tiny(), _images(), STEPS, checkpoint=tmp_path / "c.pt", accelerator=Accelerator(cpu=True))
+    run = finetune(tiny_ddpm(), IMAGES, STEPS, checkpoint=tmp_path / "c.pt", accelerator=Accelerator(cpu=True))
     with pytest.warns(UserWarning, match="was written by 2 processes: it goes on the same to rounding"):
-        states = list(run)
-    assert [vars(state) for state in states] == [pytest.approx(state, rel=1e-3) for state in seen[0]["straight"][2:]]
+        states = [vars(state) for state in run]
+    assert states == [pytest.approx(state, rel=1e-3) for state in seen[0]["straight"][0][2:]]
 
 
-def test_what_processes_cannot_share_is_refused(seen: list[dict]) -> None:
-    expected = "batch_size must be a multiple of processes × gradient_accumulation_steps = 2 × 1; got 5"
-    assert [process["odd batch"] for process in seen] == [f"ValueError: {expected}"] * 2
-    odd = replace(STEPS, gradient_accumulation_steps=3)
-    with pytest.raises(ValueError, match="= 1 × 3; got 4"):
-        next(finetune(_tiny(), _images(), odd, accelerator=Accelerator(cpu=True)))
-    with pytest.raises(ValueError, match=r"\(3, 16, 16\); this model needs \(3, 8, 8\)"):
-        next(finetune(_tiny(), FacesDataset(16, num_images=4), STEPS, accelerator=Accelerator(cpu=True)))
-
-
-# One process
+def test_a_batch_or_images_that_do_not_fit_are_refused() -> None:
+    odd, wide = replace(STEPS, gradient_accumulation_steps=3), FacesDataset(16, num_images=4)
+    shapes = r"\(3, 16, 16\); this model needs \(3, 8, 8\)"
+    for images, config, message in ((IMAGES, odd, "= 1 × 3; got 4"), (wide, STEPS, shapes)):
+        with pytest.raises(ValueError, match=message):
+            next(finetune(tiny_ddpm(), images, config, accelerator=Accelerator(cpu=True)))
 
 
 def _batches(num_images: int, config: FinetuneConfig, start: int = 0, **options: bool) -> list[list[int]]:

@@ -29,33 +29,41 @@ def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
 
 
 class Gaussian(torch.nn.Module):
-    """The exact predictor of noise or velocity, times `gain`, for data x₀ ~ N(0, s² I): linear in x_t."""
+    """The exact model, times `gain`, of data x₀ ~ N(mean, scale² I), whatever it is asked to predict: affine in x_t."""
 
-    def __init__(self, scheduler: DDPMScheduler, scale: float = 0.6, gain: float = 1.0) -> None:
+    def __init__(
+        self, scheduler: DDPMScheduler, scale: float | Tensor = 0.6, gain: float = 1.0, mean: float | Tensor = 0.0
+    ) -> None:
         super().__init__()
-        self.scheduler, self.scale, self.gain, self.calls = scheduler, scale, gain, 0
+        self.scheduler, self.scale, self.gain, self.mean, self.calls = scheduler, scale, gain, mean, 0
         self.config = SimpleNamespace(in_channels=1, sample_size=4)
 
     def forward(self, x: Tensor, t: Tensor | int) -> SimpleNamespace:
         self.calls += 1
         alpha_bar = self.scheduler.alphas_cumprod.to(x)[t].view(-1, 1, 1, 1)
-        variance = alpha_bar * self.scale**2 + 1 - alpha_bar
-        eps, clean = x * (1 - alpha_bar).sqrt() / variance, x * alpha_bar.sqrt() * self.scale**2 / variance
-        velocity = alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * clean
-        predicted = eps if self.scheduler.config.prediction_type == "epsilon" else velocity
-        return SimpleNamespace(sample=self.gain * predicted)
+        alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        score = -(x - alpha * self.mean) / (alpha_bar * self.scale**2 + 1 - alpha_bar)
+        eps, clean = -sigma * score, self.mean - alpha * self.scale**2 * score
+        predicted = {"epsilon": eps, "v_prediction": alpha * eps - sigma * clean, "sample": clean}
+        return SimpleNamespace(sample=self.gain * predicted[self.scheduler.config.prediction_type])
 
 
 def tiny_unet(channels: int = 3, size: int = 8, **options: object) -> UNet2DModel:
     """Return an unconditional U-Net with attention at the bottleneck."""
     blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
-    return UNet2DModel(size, channels, channels, **BLOCKS | blocks | {"attention_head_dim": 4} | options)
+    sizes = {"sample_size": size, "in_channels": channels, "out_channels": channels, "attention_head_dim": 4}
+    return UNet2DModel(**BLOCKS | blocks | sizes | options)
 
 
-def tiny_ddpm(seed: int = 0) -> DDPMPipeline:
+def weights(model: torch.nn.Module) -> Tensor:
+    """Return all parameters as one vector."""
+    return torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+
+
+def tiny_ddpm(seed: int = 0, **options: object) -> DDPMPipeline:
     """Return a model of pixels, 8 × 8."""
     torch.manual_seed(seed)
-    return DDPMPipeline(unet=tiny_unet(), scheduler=DDPMScheduler(timestep_spacing="trailing"))
+    return DDPMPipeline(unet=tiny_unet(**options), scheduler=DDPMScheduler(timestep_spacing="trailing"))
 
 
 def tiny_autoencoder(kind: str = "kl", seed: int = 0) -> AutoencoderKL | VQModel:
