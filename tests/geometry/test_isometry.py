@@ -104,18 +104,19 @@ def test_scaling_the_output_changes_nothing(network: nn.Module, metric: str, est
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_the_gradient_is_in_expectation_that_of_the_exact_loss(
-    network: nn.Module, metric: str, estimator: str
-) -> None:
-    """2,400 probes leave a few per cent of noise."""
+def test_the_gradient_is_in_expectation_that_of_the_exact_loss(network: nn.Module, metric: str, estimator: str) -> None:
+    """2,400 probes leave a few per cent of noise; and it is the slope of the estimate itself by finite differences."""
     x, options = noise(8, 6), {"metric": metric, "estimator": estimator, "num_probes": 300}
     oracle = gradient(exact_isometry_loss(network, x, metric=metric), network)
     ours = gradient(isometry_loss(network, x, **options, generator=generator()), network)
     assert (ours - oracle).norm() < 0.15 * oracle.norm()
+    weights, direction = nn.utils.parameters_to_vector(network.parameters()).detach(), noise(len(ours), seed=3)
 
+    def moved(step: float) -> float:
+        nn.utils.vector_to_parameters(weights + step * direction, network.parameters())
+        return isometry_loss(network, x, **options, generator=generator()).item()
 
-def linear(jacobians: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda z: times(jacobians, z)
+    assert (ours @ direction).item() == pytest.approx((moved(1e-5) - moved(-1e-5)) / 2e-5, rel=1e-5)
 
 
 def samples_of_traces(jacobians: Tensor, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,7 +131,7 @@ def test_loss_is_the_ratio_of_its_samples() -> None:
     x, jacobians = noise(4, 12, seed=1), noise(4, 6, 12, seed=7)
     v = torch.randn(4, 12, generator=generator(), dtype=torch.float64)
     first, second = samples_of_traces(jacobians, x, v[:, None])
-    ours = isometry_loss(linear(jacobians), x, generator=generator())
+    ours = isometry_loss(lambda z: times(jacobians, z), x, generator=generator())
     torch.testing.assert_close(ours, second.mean() / first.mean() ** 2)
 
 
@@ -141,7 +142,7 @@ def test_bias_falls_as_one_over_rows_times_probes() -> None:
     L (3 Var D / D² − 2 Cov(N, D) / (N D)) = L c / (B·K).
     """
     x, jacobians, repeats = noise(4, 12, seed=1), noise(4, 6, 12, seed=7), 12_000
-    exact = exact_isometry_loss(linear(jacobians), x)
+    exact = exact_isometry_loss(lambda z: times(jacobians, z), x)
     q1, q2 = samples_of_traces(jacobians, x, noise(4, repeats * 32, 12, seed=2))
     covariance = ((q1 - q1.mean(1, keepdim=True)) * (q2 - q2.mean(1, keepdim=True))).mean()
     constant = (3 * q1.var(dim=1).mean() / q1.mean() ** 2 - 2 * covariance / (q1.mean() * q2.mean())).item()
@@ -156,12 +157,10 @@ def test_bias_falls_as_one_over_rows_times_probes() -> None:
     assert abs(off["ratio"].mean()) < 0.02
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_does_not_touch_the_traces(network: nn.Module, dtype: torch.dtype) -> None:
+def test_autocast_does_not_touch_the_traces(network: nn.Module) -> None:
     network, x = network.float(), noise(4, 6).float()
     expected = isometry_loss(network, x, generator=generator())
-    with torch.autocast("cpu", dtype=dtype):
-        assert network(x).dtype == dtype
+    with torch.autocast("cpu", dtype=torch.bfloat16):
         loss, exact = isometry_loss(network, x, generator=generator()), exact_isometry_loss(network, x)
     assert torch.equal(loss, expected)
     assert torch.equal(gradient(loss, network), gradient(expected, network))
@@ -245,11 +244,10 @@ def test_layers_draw_alike_at_every_evaluation() -> None:
 
 
 def test_without_gradients_the_values_are_the_same(network: nn.Module) -> None:
-    x, probes = noise(5, 6), noise(2, 5, 6, seed=1)
-    attached = trace_samples(network, x, probes=probes, route="differences")
+    options = {"probes": noise(2, 5, 6, seed=1), "route": "differences"}
     with torch.no_grad():
-        detached = trace_samples(network, x, probes=probes, route="differences")
-    for a, b in zip(attached, detached, strict=True):
+        detached = trace_samples(network, noise(5, 6), **options)
+    for a, b in zip(trace_samples(network, noise(5, 6), **options), detached, strict=True):
         assert torch.equal(a, b)
         assert (a.requires_grad, b.requires_grad) == (True, False)
 
@@ -260,38 +258,27 @@ def test_a_map_that_is_flat_somewhere_gives_no_nan(network: nn.Module) -> None:
     assert gradient(loss, network).isfinite().all()
 
 
-@pytest.mark.parametrize(
-    ("x", "options", "message"),
-    [
-        (noise(2, 6), {"metric": "spherical"}, r"metric must be one of .*'stereographic'.*got 'spherical'"),
-        (noise(2, 6), {"estimator": "median"}, r"estimator must be one of .*'ratio'.*got 'median'"),
-        (noise(2, 6), {"route": "forward"}, r"route must be one of .*'differences'.*got 'forward'"),
-        (noise(2, 6), {"num_probes": 0}, "at least 1 for the ratio estimator, got 0"),
-        (noise(2, 6), {"estimator": "jackknife"}, "at least 2 for the jackknife estimator, got 1"),
-        (noise(2, 6) * torch.tensor([[1.0], [math.nan]]), {}, "x must be finite, got 6 NaN"),
-        (noise(2, 6), {"generator": torch.Generator().manual_seed(0)}, "another seed"),
-        (0 * noise(2, 6), {"metric": "euclidean", "route": "differences"}, "zero in row 0"),
-        (torch.tensor([[0.0, 0.0, 1.0]]), {"metric": "chart_identity"}, "pole"),
-        (noise(4, 1), {}, "at least n = 2 dimensions"),
-    ],
-)
-def test_bad_input_is_refused(x: Tensor, options: dict, message: str) -> None:
+X = noise(2, 6)
+REFUSED = [
+    (lambda f: isometry_loss(f, X, metric="spherical"), r"metric must be one of .*'stereographic'.*got 'spherical'"),
+    (lambda f: exact_isometry_loss(f, X, metric="spherical"), "metric must be one of"),
+    (lambda f: isometry_loss(f, X, estimator="median"), r"estimator must be one of .*'ratio'.*got 'median'"),
+    (lambda f: isometry_loss(f, X, route="forward"), r"route must be one of .*'differences'.*got 'forward'"),
+    (lambda f: isometry_loss(f, X, num_probes=0), "at least 1 for the ratio estimator, got 0"),
+    (lambda f: isometry_loss(f, X, estimator="jackknife"), "at least 2 for the jackknife estimator, got 1"),
+    (lambda f: isometry_loss(f, X / 0), "x must be finite, got 12 NaN"),
+    (lambda f: isometry_loss(f, X, generator=torch.Generator().manual_seed(0)), "another seed"),
+    (lambda f: isometry_loss(f, 0 * X, metric="euclidean", route="differences"), "zero in row 0"),
+    (lambda f: isometry_loss(f, torch.eye(6)[5:], metric="chart_identity"), "pole"),
+    (lambda f: isometry_loss(f, X[:, :1]), "at least n = 2 dimensions"),
+    (lambda f: trace_samples(f, X, probes=noise(1, 3, 6)), r"\(K, 2, 6\), got \(1, 3, 6\)"),
+    (lambda f: anisotropy(0.5, 1, 3), "n = 1 and m = 3"),
+    *((lambda f, r=r: isometry_loss(lambda z: f(z).detach(), X, route=r), "detached") for r in ROUTES),
+    *((lambda f, r=r: isometry_loss(lambda z: f(z)[:1], X, route=r), "2 rows to 2 rows") for r in ROUTES),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), REFUSED)
+def test_bad_input_is_refused(network: nn.Module, call: Callable[[nn.Module], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        isometry_loss(nn.Tanh(), x, **options)
-    if "metric" in options and "route" not in options:
-        with pytest.raises(ValueError, match=message):
-            exact_isometry_loss(nn.Tanh(), x, **options)
-
-
-@pytest.mark.parametrize("route", ROUTES)
-def test_bad_maps_and_dimensions_are_refused(network: nn.Module, route: str) -> None:
-    x = noise(2, 6)
-    for call, message in (
-        (lambda: isometry_loss(lambda z: network(z.detach()).detach(), x, route=route), "detached"),
-        (lambda: isometry_loss(lambda z: network(z)[:1], x, route=route), "2 rows to 2 rows"),
-        (lambda: trace_samples(network, x, probes=noise(1, 3, 6), route=route), r"\(K, 2, 6\), got \(1, 3, 6\)"),
-        (lambda: anisotropy(0.5, 1, 3), "n = 1 and m = 3"),
-        (lambda: anisotropy(0.5, 3, 0), "n = 3 and m = 0"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            call()
+        call(network)
