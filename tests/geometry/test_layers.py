@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from isodiff.geometry import isometry_loss
 from isodiff.geometry.layers import TwiceDifferentiable
 
-from .tensors import noise
+from .tensors import noise, refusals
 
 
 class Call(nn.Module):
@@ -266,7 +266,10 @@ def test_convolutions_have_the_value_and_derivatives_of_torch_s(options: dict) -
         torch.testing.assert_close(derivatives(), expected, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("route", ["double_backward", "differences"])
+ROUTES = ("double_backward", "differences")
+
+
+@pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("module", [nn.BatchNorm2d(4), nn.BatchNorm2d(4, track_running_stats=False).eval()])
 def test_normalisation_over_the_batch_is_refused_and_its_statistics_stay(module: nn.Module, route: str) -> None:
     before = [buffer.clone() for buffer in module.buffers()]
@@ -277,36 +280,19 @@ def test_normalisation_over_the_batch_is_refused_and_its_statistics_stay(module:
 
 @pytest.mark.parametrize("form", ["inside", "prepared"])
 def test_networks_that_cast_by_themselves_have_the_loss_of_plain_products(form: str) -> None:
-    torch.manual_seed(0)
     net, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), nn.LayerNorm(6), nn.Conv2d(8, 4, 3)), torch.randn(4, 3, 8, 8)
-
-    def cast(z: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return net(z)
-
-    prepared = convert_outputs_to_fp32(torch.autocast("cpu", torch.bfloat16)(net.forward))  # as accelerate prepares it
-    f = cast if form == "inside" else prepared
-    value = isometry_loss(f, x, generator=torch.Generator().manual_seed(2))
-    value.backward()
-    exact = isometry_loss(net, x, generator=torch.Generator().manual_seed(2))
+    cast = torch.autocast("cpu", torch.bfloat16)(net.forward)
+    f = cast if form == "inside" else convert_outputs_to_fp32(cast)  # as accelerate prepares it
+    value, exact = (isometry_loss(g, x, generator=torch.Generator().manual_seed(2)) for g in (f, net))
     assert value.item() == pytest.approx(exact.item(), rel=0.03)
+    value.backward()
     assert all(p.grad is not None for p in net.parameters() if p.ndim > 1)
 
 
-@pytest.mark.parametrize(
-    ("f", "x", "message"),
-    [
-        (lambda z: (z, z), torch.randn(2, 3), "tensor.*tuple"),
-        (lambda z: UNet2DOutput(sample=z), torch.randn(2, 3), "tensor.*UNet2DOutput.*sample"),
-        (lambda z: z, np.zeros((2, 3)), "tensor.*ndarray"),
-    ],
+test_what_is_no_map_of_tensors_is_refused = refusals(
+    *((lambda r=r: isometry_loss(lambda z: (z, z), torch.ones(2, 3), route=r), "tensor.*tuple") for r in ROUTES),
+    (lambda: isometry_loss(lambda z: UNet2DOutput(sample=z), torch.ones(2, 3)), "tensor.*UNet2DOutput.*sample"),
+    (lambda: isometry_loss(torch.tanh, np.zeros((2, 3))), "tensor.*ndarray"),
+    (lambda: torch.inference_mode()(isometry_loss)(torch.tanh, torch.ones(2, 3)), "no_grad"),
+    errors=(TypeError, ValueError, RuntimeError),
 )
-@pytest.mark.parametrize("route", ["double_backward", "differences"])
-def test_what_is_no_map_of_tensors_is_refused(f: Callable, x: object, message: str, route: str) -> None:
-    with pytest.raises((TypeError, ValueError), match=message):
-        isometry_loss(f, x, route=route)
-
-
-def test_inference_mode_is_refused() -> None:
-    with torch.inference_mode(), pytest.raises(RuntimeError, match="no_grad"):
-        isometry_loss(torch.tanh, torch.randn(2, 3))
