@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor, nn
 
 from isodiff.geometry import dense_jacobian, jvp, pullback_vp, restrict_to_mean, singular_values, singular_vectors, vjp
 
-from .tensors import noise, times
+from .tensors import noise, refusals, times
 
 
 class Attention(nn.Module):
@@ -69,8 +67,7 @@ def test_products_and_their_gradients_agree_with_the_dense_jacobian(network: nn.
 
 def test_gradient_in_the_input_flows_when_asked_for(network: nn.Module) -> None:
     x, v = noise(2, 8).requires_grad_(), noise(2, 8, seed=1)
-    jacobian = torch.stack([dense(network, r[None])[0] for r in x])
-    expected = torch.autograd.grad(times(jacobian, v).square().sum(), x)[0]
+    expected = torch.autograd.grad(times(dense(network, x), v).square().sum(), x)[0]
     ours = torch.autograd.grad(jvp(network, x, v)[1].square().sum(), x)[0]
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10)
 
@@ -86,14 +83,12 @@ def test_a_kernel_made_from_the_input_keeps_its_gradient() -> None:
 
 def test_without_gradients_products_come_detached() -> None:
     with torch.no_grad():
-        products = pullback_vp(perceptron().double(), noise(2, 8), noise(2, 8, seed=1))
-    assert [z.requires_grad for z in products] == [False] * 3
+        assert not any(z.requires_grad for z in pullback_vp(perceptron().double(), noise(2, 8), noise(2, 8, seed=1)))
 
 
 @pytest.mark.parametrize("tangent", [False, True])
-@pytest.mark.parametrize("k", [1, 6])
-def test_singular_values_and_vectors_against_dense(network: nn.Module, tangent: bool, k: int) -> None:
-    x = noise(3, 8)
+def test_singular_values_and_vectors_against_dense(network: nn.Module, tangent: bool) -> None:
+    x, k = noise(3, 8), 6
     jacobian = dense(network, x).detach()
     if tangent:
         unit = x / x.norm(dim=1, keepdim=True)
@@ -127,21 +122,15 @@ def test_metrics_restricted_to_the_leading_directions_of_their_mean(network: nn.
     torch.testing.assert_close(torch.linalg.eigvalsh(close), expected, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda f, x: jvp(f, x, x[:1]), r"v must have the shape of x, \(2, 8\); got \(1, 8\)"),
-        (lambda f, x: vjp(f, x, x[:, :6]), r"u must have the shape of f\(x\), \(2, 2, 3\); got \(2, 6\)"),
-        (lambda f, x: jvp(lambda z: z.reshape(1, 16), x, x), r"map 2 rows to 2 rows, got output of shape \(1, 16\)"),
-        (lambda f, x: jvp(lambda z: z.detach(), x, x), "detached from x"),
-        (lambda f, x: jvp(f, x * torch.nan, x), "x must be finite"),
-        (lambda f, x: singular_values(f, x, 7), "between 1 and 6, got 7"),
-        (lambda f, x: singular_values(f, x, 8, tangent=True), "between 1 and 6, got 8"),
-        (lambda f, x: singular_values(f, x, 3, criterion="angle"), "criterion must be one of .* got 'angle'"),
-        (lambda f, x: singular_values(f, x, 3, block_size=4), "block_size must be between 1 and k = 3, got 4"),
-        (lambda f, x: restrict_to_mean(f, x, 9, dense=True), "k must be between 1 and 8, got 9"),
-    ],
+F, X = perceptron().double(), noise(2, 8)
+test_bad_input_is_refused = refusals(
+    (lambda: jvp(F, X, X[:1]), r"v must have the shape of x, \(2, 8\); got \(1, 8\)"),
+    (lambda: vjp(F, X, X[:, :6]), r"u must have the shape of f\(x\), \(2, 2, 3\); got \(2, 6\)"),
+    (lambda: jvp(lambda z: z.reshape(1, 16), X, X), r"map 2 rows to 2 rows, got output of shape \(1, 16\)"),
+    (lambda: jvp(lambda z: z.detach(), X, X), "detached from x"),
+    (lambda: jvp(F, X * torch.nan, X), "x must be finite"),
+    (lambda: singular_values(F, X, 8, tangent=True), "between 1 and 6, got 8"),
+    (lambda: singular_values(F, X, 3, criterion="angle"), "criterion must be one of .* got 'angle'"),
+    (lambda: singular_values(F, X, 3, block_size=4), "block_size must be between 1 and k = 3, got 4"),
+    (lambda: restrict_to_mean(F, X, 9, dense=True), "k must be between 1 and 8, got 9"),
 )
-def test_bad_input_is_refused(call: Callable[[nn.Module, Tensor], object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        call(perceptron().double(), noise(2, 8))

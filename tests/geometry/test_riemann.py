@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.polynomial.legendre import leggauss
 from scipy.integrate import quad
@@ -27,7 +26,7 @@ from isodiff.geometry import (
 )
 from isodiff.geometry.riemann import NoiseMetric
 
-from .tensors import noise
+from .tensors import noise, refusals
 
 FLAT = PullbackMetric(lambda x: x)  # I, whose geodesics are straight lines
 
@@ -61,30 +60,26 @@ def test_short_paths_are_as_long_as_the_metric_s_matrix_says(name: str) -> None:
 
 
 @pytest.mark.parametrize("quadrature", ["difference", "midpoint", "left"])
-@pytest.mark.parametrize("num_subsamples", [1, 3])
-def test_the_energy_of_a_straight_path_under_gaussian_data_is_the_bound(quadrature: str, num_subsamples: int) -> None:
+def test_the_energy_of_a_straight_path_under_gaussian_data_is_the_bound(quadrature: str) -> None:
     """The score is linear, Ĵ constant: E = ½ ΔᵀĴĴΔ + ½ρ‖Δ‖², however the path is cut."""
     basis, variances = torch.linalg.qr(noise(6, 3))[0], torch.linspace(0.5, 2, 3, dtype=torch.float64)
     data, (a, b) = LowRankGaussian(sigma=0.5, basis=basis, variances=variances), noise(2, 2, 6, seed=3)
     metric = TangentialMetric(data, data.sigma, 0.02, quadrature)
-    energy = metric.energy(initial_path("lerp", a, b, 5), num_subsamples=num_subsamples)
+    energy = metric.energy(initial_path("lerp", a, b, 5), num_subsamples=3)
     torch.testing.assert_close(energy, metric.bound(a, b), rtol=1e-12, atol=0)
     tangent, square = (b - a) @ basis, (b - a).square().sum(1)
     pushed = (tangent * 0.5**2 / (variances + 0.5**2)).square().sum(1) + square - tangent.square().sum(1)
     torch.testing.assert_close(energy, (pushed + 0.02 * square) / 2, rtol=1e-12, atol=0)
 
 
-@settings(max_examples=40)
-@given(
-    st.integers(0, 2**31), st.integers(1, 12), st.integers(1, 4), st.floats(0.01, 3), st.sampled_from([0.0, 1e-3, 1.0])
-)
-def test_no_path_violates_the_lower_bound(seed: int, segments: int, subsamples: int, spread: float, rho: float) -> None:
-    """1,600 random paths for each metric: 40 examples of 40 paths."""
+@given(st.integers(0, 2**31), st.integers(1, 12), st.floats(0.01, 3), st.sampled_from([0.0, 1e-3, 1.0]))
+def test_no_path_violates_the_lower_bound(seed: int, segments: int, spread: float, rho: float) -> None:
+    """1,200 random paths for each metric: 30 examples of 40 paths."""
     path = spread * noise(40, segments + 1, 2, seed=seed).cumsum(1)
     data = (c_arc(0.3), NoisyShell(sigma=0.4), mixture(2))[seed % 3]
     for metric in (TangentialMetric(data, data.sigma, rho), PullbackMetric(encoder, rho), FLAT):
         bound = metric.bound(path[:, 0], path[:, -1])
-        energy = metric.energy(path, num_subsamples=subsamples)
+        energy = metric.energy(path, num_subsamples=1 + seed % 4)
         assert (energy >= bound * (1 - 1e-9) - 1e-12).all()
         assert (bound > 0).all()
 
@@ -116,13 +111,12 @@ def test_flat_energy_and_length_of_a_polygon(num_segments: int, num_subsamples: 
         PullbackMetric(encoder, 0.2),
     ],
 )
-@pytest.mark.parametrize("num_subsamples", [1, 3])
-def test_gradients_in_chunks_agree_with_autograd_whatever_the_chunk(metric: NoiseMetric, num_subsamples: int) -> None:
+def test_gradients_in_chunks_agree_with_autograd_whatever_the_chunk(metric: NoiseMetric) -> None:
     path = noise(2, 5, 3).requires_grad_()
-    energy = metric.energy(path, num_subsamples=num_subsamples)
+    energy = metric.energy(path, num_subsamples=3)
     expected = torch.autograd.grad(energy.sum(), path)[0]
-    for batch_size in (None, 1, 7, 1000):
-        got, gradient = metric.energy_and_gradient(path, num_subsamples=num_subsamples, batch_size=batch_size)
+    for batch_size in (None, 1, 7):
+        got, gradient = metric.energy_and_gradient(path, num_subsamples=3, batch_size=batch_size)
         torch.testing.assert_close(got, energy.detach(), rtol=1e-13, atol=0)
         torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-12)
 
@@ -142,9 +136,7 @@ def test_the_gradient_asks_for_at_most_a_batch_and_for_each_score_twice() -> Non
     assert asked == [(26, True)]
 
 
-@pytest.mark.parametrize(
-    ("quadrature", "pieces", "order"), [("left", 1, 1), ("midpoint", 1, 2), ("difference", 1, 2), ("difference", 4, 2)]
-)
+@pytest.mark.parametrize(("quadrature", "pieces", "order"), [("left", 1, 1), ("midpoint", 1, 2), ("difference", 4, 2)])
 def test_orders_of_the_quadratures(quadrature: str, pieces: int, order: int) -> None:
     """Against ½∫‖d/du score(x(u))‖² du by Gauss's rule: half as long pieces divide the error by 2 to the order."""
     curve = lambda u: torch.stack([u.sin() + u, u.exp() - 1.5], 1)  # noqa: E731
@@ -160,22 +152,14 @@ def test_orders_of_the_quadratures(quadrature: str, pieces: int, order: int) -> 
 
 
 TANGENTIAL = TangentialMetric(score, 0.8)
-REFUSED = [
+test_bad_input_is_refused = refusals(
     (lambda: TangentialMetric(score, 0.0), "sigma must be positive and finite, got 0"),
     (lambda: TangentialMetric(score, 1.0, -1e-9), "rho must be finite and at least 0, got -1e-09"),
     (lambda: TangentialMetric(score, 1.0, 0.0, "right"), r"quadrature must be one of .* got 'right'"),
-    (lambda: DensityMetric(score, 0), "exponent must be positive and finite, got 0"),
     (lambda: DensityMetric(lambda x: x[:, :1]).energy(noise(1, 3, 2)), r"must return shape \(8,\), got \(8, 1\)"),
     (lambda: TANGENTIAL.energy(noise(3, 1, 2)), r"path must have shape \(B, N\+1, \*S\) .* got \(3, 1, 2\)"),
     (lambda: TANGENTIAL.length(noise(1, 3, 2) * math.nan), "path must be finite, got 6 NaN"),
     (lambda: TANGENTIAL.energy(noise(3, 4, 2), num_subsamples=0), "num_subsamples must be at least 1, got 0"),
-    (lambda: TANGENTIAL.length(noise(3, 4, 2), batch_size=0), "batch_size must be at least 1, got 0"),
     (lambda: TangentialMetric(lambda x: x[:, :1], 1.0).energy(noise(2, 5, 2), num_subsamples=1),
      r"score must return the shape \(10, 2\) of its argument, got \(10, 1\)"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("call", "message"), REFUSED)
-def test_bad_input_is_refused(call: Callable[[], object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        call()
+)  # fmt: skip

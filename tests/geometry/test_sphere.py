@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -24,25 +23,20 @@ from isodiff.geometry import (
     transport,
 )
 
-from .tensors import noise
+from .tensors import noise, refusals
 
-# E‖x‖ to 16 digits, from log-gamma in 40-digit arithmetic.
-EXACT_RADIUS = {
-    2: 1.2533141373155003,
-    300: 17.30608035806067,
-    301: 17.334947821403635,
-    10_000_000: 3162.277581111439,
-}
+EXACT = [(2, math.sqrt(math.pi / 2)), (301, 17.334947821403635), (10**7, 3162.277581111439)]
 
 
-@pytest.mark.parametrize(("n", "exact"), EXACT_RADIUS.items())
+@pytest.mark.parametrize(("n", "exact"), EXACT)
 def test_expected_radius_is_exact(n: int, exact: float) -> None:
+    """From log-gamma in 40-digit arithmetic."""
     assert expected_radius(n) == pytest.approx(exact, rel=1e-14)
 
 
 @given(st.integers(2, 10_000_000))
 def test_expected_radius_obeys_its_recurrence(n: int) -> None:
-    # Γ(x + 1) = x Γ(x) makes the product of neighbouring radii n, with no special function involved.
+    # Γ(x + 1) = x Γ(x) makes the product of neighbouring radii n
     assert expected_radius(n) * expected_radius(n + 1) == pytest.approx(n, rel=1e-13)
 
 
@@ -59,19 +53,13 @@ def test_south_pole_is_the_origin_and_the_equator_keeps_its_place() -> None:
     torch.testing.assert_close(stereographic(x, 2.0), torch.tensor([[0.0, 0.0], [1.2, 1.6]], dtype=torch.float64))
 
 
-def test_conformal_factor_is_the_metric_of_the_chart() -> None:
-    z, radius = noise(6, 3), 1.7
-    for row, factor in zip(z, conformal_factor(z, radius), strict=True):
-        d = torch.autograd.functional.jacobian(lambda p: inverse_stereographic(p[None], radius)[0], row)
-        torch.testing.assert_close(d.mT @ d, factor * torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-10)
-
-
-def test_metric_of_eq_3_does_not_belong_to_the_chart_of_eq_2() -> None:
-    z, radius = noise(1, 3), 1.7
-    d = torch.autograd.functional.jacobian(lambda p: inverse_stereographic(radius * p, radius), z)
-    gram = d.reshape(4, 3).mT @ d.reshape(4, 3)
-    flat = 4 * radius**2 / (1 + z.square().sum()) ** 2
-    torch.testing.assert_close(gram, flat * torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-10)
+def test_conformal_factor_is_the_metric_of_the_chart_and_eq_3_that_of_another() -> None:
+    radius, eye = 1.7, torch.eye(3, dtype=torch.float64)
+    for z in noise(6, 3):
+        d = torch.autograd.functional.jacobian(lambda p: inverse_stereographic(p[None], radius)[0], z)
+        torch.testing.assert_close(d.mT @ d, conformal_factor(z[None], radius) * eye, rtol=0, atol=1e-10)
+        d = torch.autograd.functional.jacobian(lambda p: inverse_stereographic(radius * p[None], radius)[0], z)
+        torch.testing.assert_close(d.mT @ d, 4 * radius**2 / (1 + z @ z) ** 2 * eye, rtol=0, atol=1e-10)
 
 
 def test_chart_accepts_float32_points_of_unnormalised_noise_at_their_own_radius() -> None:
@@ -103,19 +91,18 @@ def test_slerp_reads_the_same_backwards_and_ignores_rotations() -> None:
     torch.testing.assert_close(slerp(a @ rotation, b @ rotation, 0.3), slerp(a, b, 0.3) @ rotation)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 @pytest.mark.parametrize("offset", [0.0, 1e-12, 1e-8, 1e-4])
 @pytest.mark.parametrize("scale", [2.0, -2.0])
-def test_slerp_survives_collinear_and_antipodal_input(dtype: torch.dtype, offset: float, scale: float) -> None:
-    a = noise(3, 6).to(dtype).requires_grad_()
-    b = (scale * a.detach() + offset * noise(3, 6, seed=1).to(dtype)).requires_grad_()
+def test_slerp_survives_collinear_and_antipodal_input(
+    dtype: torch.dtype, tolerance: float, offset: float, scale: float
+) -> None:
+    a = noise(3, 6, dtype=dtype).requires_grad_()
+    b = (scale * a.detach() + offset * noise(3, 6, seed=1, dtype=dtype)).requires_grad_()
     path = torch.stack([slerp(a, b, t) for t in (0.0, 0.25, 0.5, 1.0)])
-    tolerance = 1e-5 if dtype == torch.float32 else 1e-10
-    torch.testing.assert_close(path[0], a, rtol=0, atol=tolerance)
-    torch.testing.assert_close(path[-1], b, rtol=0, atol=tolerance)
+    torch.testing.assert_close(path[[0, -1]], torch.stack([a, b]), rtol=0, atol=tolerance)
     torch.testing.assert_close(path[2].norm(dim=1), (a.norm(dim=1) + b.norm(dim=1)) / 2)
-    for gradient in torch.autograd.grad(path.square().sum(), (a, b)):
-        assert gradient.isfinite().all()
+    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(path.square().sum(), (a, b)))
 
 
 def test_slerp_gradient_is_that_of_finite_differences_also_when_collinear() -> None:
@@ -125,15 +112,14 @@ def test_slerp_gradient_is_that_of_finite_differences_also_when_collinear() -> N
 
 
 def test_slerp_keeps_half_precision_and_its_values() -> None:
-    a, b = noise(2, 300).half(), noise(2, 300, seed=1).half()
+    a, b = noise(2, 2, 300, dtype=torch.float16)
     middle = slerp(a, b, 0.5)
     assert middle.dtype == torch.float16
     torch.testing.assert_close(middle.double(), slerp(a.double(), b.double(), 0.5), rtol=2e-3, atol=2e-3)
 
 
 def test_lerp_is_the_chord() -> None:
-    a, b = noise(2, 3, 4)
-    t = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    (a, b), t = noise(2, 3, 4), torch.tensor([0.0, 0.5, 1.0])
     torch.testing.assert_close(lerp(a, b, t), torch.stack([a[0], (a[1] + b[1]) / 2, b[2]]))
 
 
@@ -143,19 +129,12 @@ def tangents(x: Tensor, k: int, seed: int = 1) -> Tensor:
     return torch.stack([project_to_tangent(v, x) for v in drawn.unbind(1)], 1)
 
 
-def inner(a: Tensor, b: Tensor) -> Tensor:
-    return a.flatten(2) @ b.flatten(2).mT
-
-
 @given(gamma=st.floats(-50, 50), seed=st.integers(0, 99))
 def test_a_move_keeps_the_radius_and_covers_the_arc(gamma: float, seed: int) -> None:
-    x = noise(2, 3, 16, 16, seed=seed, dtype=torch.float32)
-    direction = noise(2, 3, 16, 16, seed=seed + 100, dtype=torch.float32)
-    moved = move(x, direction, gamma)
-    assert (moved.flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1) - 1).abs().max() < 1e-5
-    start = x.double()
-    radius = start.flatten(1).norm(dim=1)
-    chord = (move(start, direction.double(), gamma) - start).flatten(1).norm(dim=1)
+    x, direction = noise(2, 2, 3, 16, 16, seed=seed)
+    radius, moved = x.flatten(1).norm(dim=1), move(x, direction, gamma)
+    torch.testing.assert_close(moved.flatten(1).norm(dim=1), radius)
+    chord = (moved - x).flatten(1).norm(dim=1)
     torch.testing.assert_close(2 * radius * torch.asin(chord / (2 * radius)), radius.new_full((2,), abs(gamma)))
 
 
@@ -181,20 +160,16 @@ def test_a_combination_is_the_exponential_map_of_the_sum() -> None:
     units = directions / directions.flatten(2).norm(dim=2).view(3, 2, 1, 1, 1)
     total = 0.7 * units[:, 0] - 1.1 * units[:, 1]
     combined = combine(x, directions, [0.7, -1.1])
-    for row in range(3):
-        length = total[row].norm().item()
-        torch.testing.assert_close(combined[row : row + 1], move(x[row : row + 1], total[row : row + 1], length))
+    torch.testing.assert_close(combined, move(x, total, total.flatten(1).norm(dim=1)))
     torch.testing.assert_close(combine(x, directions, torch.tensor([[0.7, 0.0]] * 3)), move(x, directions[:, 0], 0.7))
-    torch.testing.assert_close(combine(x, directions.flip(1), [-1.1, 0.7]), combined)
 
 
 def test_transport_is_an_isometry_of_tangent_spaces_and_undone_by_transport_back() -> None:
-    x, y = noise(4, 3, 4, 4), 1.7 * noise(4, 3, 4, 4, seed=5)
+    x, y, close = noise(4, 12), 1.7 * noise(4, 12, seed=5), {"atol": 1e-12, "rtol": 0}
     vectors = tangents(x, 3)
     carried = transport(vectors, x, y)
-    close = {"atol": 1e-12, "rtol": 0}
-    torch.testing.assert_close(inner(carried, carried), inner(vectors, vectors), **close)
-    torch.testing.assert_close(inner(carried, y[:, None]), torch.zeros(4, 3, 1, dtype=x.dtype), **close)
+    torch.testing.assert_close(carried @ carried.mT, vectors @ vectors.mT, **close)
+    torch.testing.assert_close(carried @ y[..., None], torch.zeros(4, 3, 1, dtype=x.dtype), **close)
     torch.testing.assert_close(transport(carried, y, x), vectors, **close)
     torch.testing.assert_close(transport(vectors, x, 3 * x), vectors, **close)
     torch.testing.assert_close(transport(vectors[:, 0], x, y), carried[:, 0], **close)
@@ -203,7 +178,6 @@ def test_transport_is_an_isometry_of_tangent_spaces_and_undone_by_transport_back
 def test_transport_solves_the_equation_of_parallel_transport() -> None:
     """Carried along many short arcs by projection, which is parallel to first order, a vector ends where ours does."""
     x, y = noise(1, 6), noise(1, 6, seed=3)
-    y = y * x.norm() / y.norm()
     vector = project_to_tangent(y, x) + tangents(x, 1)[:, 0]
     stepwise = vector
     for i in range(1, 501):
@@ -216,36 +190,22 @@ def test_transport_solves_the_equation_of_parallel_transport() -> None:
 ONES = torch.ones
 X, Y = noise(2, 1, 4, 4), noise(2, 1, 4, 4, seed=1)
 HALF = math.pi * X.flatten(1).norm(dim=1).min().item()
-BEYOND = f"at most half a great circle, π‖x‖ = {HALF:.4g}"
-REFUSED = [
+test_bad_input_is_refused = refusals(
     (lambda: expected_radius(0), "at least 2.*0"),
-    (lambda: expected_radius(2.0), "integer"),
     (lambda: stereographic(torch.tensor([[0.0, 0.0, 2.0]]), 2.0), "pole"),
-    (lambda: stereographic(ONES(2, 1), 1.0), "at least 2 columns"),
     (lambda: conformal_factor(ONES(2, 2) / 0, 1.0), "z must be finite, got 4 NaN or infinite"),
     (lambda: slerp(ONES(2, 2), ONES(2, 2), math.nan), "t must be finite"),
     (lambda: stereographic(torch.tensor([[0.0, 1.1, 0.0]]), 1.0), "lie on the sphere"),
     (lambda: inverse_stereographic(ONES(2, 2), 0.0), "radius must be positive"),
-    (lambda: conformal_factor(ONES(2, 2), ONES(3)), r"shape \(2,\)"),
     (lambda: slerp(torch.tensor([[1.0, 2.0], [0.0, 0.0]]), ONES(2, 2), 0.5), "row 1 is zero"),
-    (lambda: slerp(ONES(2, 3), ONES(3, 3), 0.5), "b must have the shape of a"),
     (lambda: slerp(ONES(3), ONES(3), 0.5), "rank 2 or more"),
     (lambda: slerp(ONES(2, 3).long(), ONES(2, 3).long(), 0.5), "floating-point"),
     (lambda: project_to_tangent(ONES(1, 3), ONES(2, 3)), r"\(2, 3\); got \(1, 3\)"),
-    (lambda: move(X, Y, 1.01 * HALF), BEYOND),
-    (lambda: move(X, Y, math.nan), BEYOND),
-    (lambda: move(X, Y[:, :, :3], 1.0), "direction must have the shape of x"),
+    (lambda: move(X, Y, 1.01 * HALF), "at most half a great circle, π‖x‖"),
     (lambda: move(X, 0 * X, 1.0), "a part tangent at x"),
-    (lambda: move(X, X * math.nan, 1.0), "a part tangent at x"),
     (lambda: combine(X, tangents(X, 3), [1.0, 2.0]), r"gammas must have shape \(3,\) or \(2, 3\); got \(2,\)"),
     (lambda: transport(tangents(X, 2), X, -2 * X), "opposite to x"),
     (lambda: transport(tangents(X, 2) + 0.1 * X[:, None], X, Y), "is radial: apply project_to_tangent first"),
-    (lambda: transport(tangents(X, 2), X, Y[:1]), "y must have the shape of x"),
     (lambda: transport(tangents(X, 2)[..., :3], X, Y), r"shape \(2, 1, 4, 4\) of x.*got \(2, 2, 1, 4, 3\)"),
-]
-
-
-@pytest.mark.parametrize(("call", "message"), REFUSED)
-def test_bad_input_is_refused(call: Callable[[], object], message: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=message):
-        call()
+    errors=(ValueError, TypeError),
+)
