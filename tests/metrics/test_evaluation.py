@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
@@ -87,23 +86,17 @@ def test_what_does_not_apply_is_left_out_and_said() -> None:
     run = Evaluation(load_pipeline("digits16/base"), Sizes(), "digits", None, 0, torch.device("cpu"))
     left_out = {name for name, family in SUITE.items() if run.obstacle(family.needs)}
     assert left_out == {"separability", "truth", "alignment", "lerp", "directions"}
-    with pytest.raises(
-        ValueError, match="truth cannot be measured: the truth is known of 'faces' only, not of 'digits'"
-    ):
+    with pytest.raises(ValueError, match=r"truth cannot be measured: .* known of 'faces' only, not of 'digits'"):
         tiny("digits16/base", ["truth"], dataset="digits")
 
 
 def test_the_command_prints_a_table_and_writes_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sizes = [part for name in ("num_anisotropy", "spectrum_times") for part in ("-p", f"{name}={TINY[name]}")]
-    places = ["--output", str(tmp_path / "out"), "--cache", str(tmp_path / "cache"), "--no-progress"]
-    models = ["digits16/base", "digits16/isometric"]
-    assert cli.main(["evaluate", *models, "--dataset", "digits", "--metrics", "anisotropy", *sizes, *places]) == 0
-    printed = capsys.readouterr().out
-    row = next(line for line in printed.splitlines() if line.startswith("anisotropy_t600"))
+    what = "--dataset digits --metrics anisotropy -p num_anisotropy=8 -p spectrum_times=[300,600] --no-progress"
+    places = ["--output", str(tmp_path), "--cache", str(tmp_path / "cache")]
+    assert cli.main(["evaluate", "digits16/base", "digits16/isometric", *what.split(), *places]) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("anisotropy_t600"))
     assert row.endswith("*")  # 17 against 1.2, as notebook 04 shows
-    assert (
-        cli.main(["compare", *(str(tmp_path / "out" / f"digits16-{name}.json") for name in ("base", "isometric"))]) == 0
-    )
+    assert cli.main(["compare", *(str(tmp_path / f"digits16-{name}.json") for name in ("base", "isometric"))]) == 0
     assert row in capsys.readouterr().out
 
 
@@ -113,25 +106,10 @@ def test_sizes_come_in_the_types_of_json() -> None:
     assert isinstance(sizes.ppl_epsilon, float)
 
 
-@pytest.mark.parametrize(
-    ("sizes", "message"),
-    [
-        ({"num_fid": 3}, "no parameter called num_fid; it accepts num_fid_images, fid_steps"),
-        ({"num_fid_images": 3.0}, r"num_fid_images is 3\.0: .* integer"),
-        ({"ppl_epsilon": float("nan")}, "ppl_epsilon is nan: .* finite"),
-        ({"spectrum_times": [1, "x"]}, r"spectrum_times\[1\] is 'x'"),
-    ],
-)
-def test_other_sizes_are_refused_by_name(sizes: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        sizes_of("cpu", sizes)
-
-
 def record(model: str, shift: float = 0.0, **changes: object) -> Record:
     rng = np.random.default_rng(0)
     values = rng.normal(5, 2, 50) + shift + 0.01 * rng.normal(size=50) * (shift != 0)
-    fields = {"unit": "pairs", "seed": 0, "protocol": {"net": "alex"}, "details": {"curve": [[1, 2]]}}
-    ppl = Measurement.from_units("ppl", values, **fields)
+    ppl = Measurement.from_units("ppl", values, unit="pairs", seed=0, protocol={"net": "alex"}, details={"x": [[1, 2]]})
     bare = dataclasses.replace(ppl, name="chance", replicates=None, interval=None)
     where = {"digest": "0" * 64, "dataset": "faces", "profile": "cpu", "seed": 0, "device": "cpu", "revision": "abc"}
     where |= {"settings": {"times": [200, 600]}, "versions": versions(), "left_out": {"truth": "no faces"}}
@@ -142,31 +120,14 @@ def test_a_record_is_plain_json_and_comes_back_whole(tmp_path: Path) -> None:
     saved, path = record("base"), tmp_path / "deep" / "base.json"
     saved.save(path)
     again = Record.load(path)
-    assert again.measurements["ppl"].interval == saved.measurements["ppl"].interval
+    assert numbers(again) == numbers(saved)
     np.testing.assert_allclose(again.measurements["ppl"].replicates, saved.measurements["ppl"].replicates, rtol=1e-5)
     assert dataclasses.replace(again, measurements={}) == dataclasses.replace(saved, measurements={})
     text = path.read_text()
-    assert json.loads(text)["format"] == "isodiff-evaluation-1"
     assert len(text.splitlines()) < 80  # numbers stand on one line
     with pytest.raises(ValueError, match="JSON compliant"):
         record("base", settings={"x": float("nan")}).save(path)
     assert path.read_text() == text
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", "no record, or damaged"),
-        ('{"format": "other"}', "its format is 'other'"),
-        ('{"format": "isodiff-evaluation-1", "model": "x"}', "damaged"),
-    ],
-)
-def test_what_is_no_record_is_refused(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "x.json").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        Record.load(tmp_path / "x.json")
-    with pytest.raises(FileNotFoundError, match="isodiff evaluate"):
-        Record.load(tmp_path / "none.json")
 
 
 def test_the_table_marks_what_is_outside_the_noise() -> None:
@@ -178,7 +139,26 @@ def test_the_table_marks_what_is_outside_the_noise() -> None:
     assert ppl.split()[-2:] == ["–", "–"]
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"profile": "gpu"}, {"dataset": "digits"}])
-def test_records_measured_differently_do_not_compare(change: dict) -> None:
-    with pytest.raises(ValueError, match=next(iter(change))):
-        comparison_table([record("base"), record("other", **change)])
+def loaded(folder: Path, form: str) -> Record:
+    (folder / "x.json").write_text(f'{{"format": "{form}", "model": "x"}}')
+    return Record.load(folder / "x.json")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda _: sizes_of("cpu", {"num_fid": 3}),
+            "no parameter called num_fid; it accepts num_fid_images",
+        ),
+        (lambda _: sizes_of("cpu", {"spectrum_times": [1, 3.5]}), r"spectrum_times\[1\] is 3\.5: .* integer"),
+        (lambda _: sizes_of("cpu", {"ppl_epsilon": float("nan")}), "ppl_epsilon is nan: .* finite"),
+        (lambda folder: loaded(folder, "other"), "format"),
+        (lambda folder: loaded(folder, "isodiff-evaluation-1"), "damaged"),
+        (lambda _: comparison_table([record("base"), record("other", profile="gpu")]), "profile"),
+        (lambda _: comparison_table([record("base"), record("other", dataset="digits")]), "dataset"),
+    ],
+)
+def test_other_sizes_and_records_are_refused_by_name(call: object, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(tmp_path)

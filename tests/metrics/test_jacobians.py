@@ -14,20 +14,9 @@ from torch import Tensor
 
 from isodiff.diffusion import build_pipeline, ddim_sample, encode
 from isodiff.geometry import anisotropy, exact_isometry_loss
+from isodiff.metrics import jacobians
 from isodiff.metrics.generator import Generator, draw_latents
-from isodiff.metrics.jacobians import (
-    affine_invariant_variance,
-    condition_number,
-    encoder_anisotropy,
-    encoder_map,
-    map_anisotropy,
-    map_variance,
-    mean_condition_number,
-    metric_variance,
-    noisy_images,
-    sampler_map,
-    singular_spectrum,
-)
+from isodiff.metrics.jacobians import affine_invariant_variance, condition_number, map_variance, mean_condition_number
 
 
 def points(*shape: int, seed: int = 0) -> Tensor:
@@ -40,14 +29,7 @@ def orthogonal(n: int, seed: int = 1) -> Tensor:
 
 def bend(x: Tensor) -> Tensor:
     """Map row by row, with another Jacobian at every point."""
-    return torch.sin(x.flatten(1) @ points(30, x[0].numel(), seed=2).mT / 4)
-
-
-def dense(f: object, x: Tensor) -> Tensor:
-    """Return J (I − x̂x̂ᵀ) at every point, by autograd and by hand."""
-    jacobian = torch.stack([torch.autograd.functional.jacobian(lambda z: f(z[None])[0], r) for r in x])
-    unit = x / x.norm(dim=1, keepdim=True)
-    return jacobian - (jacobian @ unit[:, :, None]) * unit[:, None]
+    return torch.sin(x @ points(30, 40, seed=2).mT / 4)
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +37,7 @@ def pipeline() -> DiffusionPipeline:
     return build_pipeline("digits16", resolution=8)
 
 
-X = points(4, 10)
-X_0 = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+X_0 = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
 @pytest.mark.parametrize(("k", "method"), [(2, "iterative"), (6, "dense")])
@@ -67,7 +48,7 @@ def test_a_scaled_isometry_has_condition_number_one_and_no_variation(k: int, met
     assert (measured.value, measured.protocol["method"]) == (pytest.approx(1, abs=1e-9), method)
     for form in ("sigma", "sigma_squared"):
         assert map_variance(f, x, k=k, form=form).value == pytest.approx(0, abs=1e-9)
-    assert map_anisotropy(f, points(500, 40)).value == pytest.approx(1, rel=0.1)
+    assert jacobians.map_anisotropy(f, points(500, 40)).value == pytest.approx(1, rel=0.1)
 
 
 @pytest.mark.parametrize(("method", "accuracy"), [("dense", 1e-6), ("iterative", 1e-2)])
@@ -76,7 +57,7 @@ def test_prescribed_spectra_are_recovered(method: str, accuracy: float) -> None:
     k, spectrum = 20, 3 * (1 + torch.arange(150, dtype=torch.float64)) ** -0.1
     axes = orthogonal(200)
     a, x = (axes[:, :150] * spectrum) @ orthogonal(150, seed=3).mT, torch.stack([axes[:, -1], -2 * axes[:, -1]])
-    sigma = singular_spectrum(lambda z: z @ a, x, k, method=method)
+    sigma = jacobians.singular_spectrum(lambda z: z @ a, x, k, method=method)
     np.testing.assert_allclose(sigma, spectrum[:k].expand(2, k), rtol=accuracy)
     ratio = (spectrum[0] / spectrum[1]).item()
     np.testing.assert_allclose(mean_condition_number(lambda z: z @ a, x, k=2).replicates, ratio, rtol=0.02)
@@ -92,36 +73,33 @@ def test_variance_of_a_family_of_scalings_in_closed_form() -> None:
     assert measured.value == pytest.approx(sigma.var(), rel=1e-9)
     assert map_variance(f, x, k=1, form="sigma_squared").value == pytest.approx((sigma**2).var())
     assert measured.interval[0] < measured.value < measured.interval[1]
-    assert len(measured.replicates) == 20
 
 
-@pytest.mark.parametrize(("k", "method", "accuracy"), [(3, "iterative", 0.02), (4, "dense", 1e-6)])
-def test_the_affine_invariant_form_is_that_of_the_metrics_on_shared_directions(
-    k: int, method: str, accuracy: float
-) -> None:
+@pytest.mark.parametrize(("k", "accuracy"), [(3, 0.02), (4, 1e-6)], ids=["iterative", "dense"])
+def test_the_affine_invariant_form_is_that_of_the_metrics_on_shared_directions(k: int, accuracy: float) -> None:
+    """They are the JᵀJ of J (I − x̂x̂ᵀ), by autograd and by hand."""
     x = points(4, 40)
-    metrics = dense(bend, x).mT @ dense(bend, x)
+    unit = x / x.norm(dim=1, keepdim=True)
+    jacobian = torch.stack([torch.autograd.functional.jacobian(lambda z: bend(z[None])[0], row) for row in x])
+    jacobian -= (jacobian @ unit[:, :, None]) * unit[:, None]
+    metrics = jacobian.mT @ jacobian
     leading = torch.linalg.eigh(metrics.mean(0))[1][:, -k:]
     expected = affine_invariant_variance(leading.mT @ metrics @ leading)
-    measured = map_variance(bend, x, k=k, form="affine-invariant")
-    assert measured.value == pytest.approx(expected, rel=accuracy)
-    assert measured.protocol["method"] == method
+    assert map_variance(bend, x, k=k, form="affine-invariant").value == pytest.approx(expected, rel=accuracy)
 
 
 def test_pooling_averages_the_bottleneck_and_the_sampler_is_not_clamped(pipeline: DiffusionPipeline) -> None:
-    h, pooled = encode(pipeline.unet, X_0, 600), encoder_map(pipeline.unet, 600, pooling="mean", dataset="digits")
-    torch.testing.assert_close(encoder_map(pipeline.unet, 600)(X_0), h)
+    h, pooled = encode(pipeline.unet, X_0, 600), jacobians.encoder_map(pipeline.unet, 600, pooling="mean")
+    torch.testing.assert_close(jacobians.encoder_map(pipeline.unet, 600)(X_0), h)
     torch.testing.assert_close(pooled(X_0).flatten(1), h.mean((2, 3)))
-    assert pooled.protocol == {"map": "encoder", "t": 600, "pooling": "mean", "dataset": "digits"}
     generate = Generator(pipeline, num_steps=2)
-    x_T, f = draw_latents(generate.shape, 0, 3, seed=0), sampler_map(generate)
+    x_T, f = draw_latents(generate.shape, 0, 3, seed=0), jacobians.sampler_map(generate)
     torch.testing.assert_close(f(x_T), ddim_sample(pipeline.unet, pipeline.scheduler, x_T, 2))
-    assert f.protocol == {"map": "sampler", "num_steps": 2}
 
 
 def test_the_estimate_over_batches_agrees_with_the_dense_oracle(pipeline: DiffusionPipeline) -> None:
-    x_0 = (torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1).repeat(16, 1, 1, 1)
-    estimates = encoder_anisotropy(pipeline.unet, pipeline.scheduler, x_0, 700, num_batches=4, seed=3)
+    x_0 = X_0.repeat(16, 1, 1, 1)
+    estimates = jacobians.encoder_anisotropy(pipeline.unet, pipeline.scheduler, x_0, 700, num_batches=4, seed=3)
     exact = []
     for index, batch in enumerate(x_0.split(32)):
         eps = torch.randn(batch.shape, generator=torch.Generator().manual_seed(3000 + index))
@@ -137,26 +115,19 @@ def test_the_estimate_over_batches_agrees_with_the_dense_oracle(pipeline: Diffus
 def test_variation_scales_with_the_square_and_the_condition_number_not_at_all(seed: int, scale: float) -> None:
     sigma = np.sort(np.random.default_rng(seed).uniform(0.5, 3, size=(4, 5)), axis=1)[:, ::-1]
     assert condition_number(sigma) == pytest.approx(np.mean(sigma[:, 0] / sigma[:, -1]))
-    assert metric_variance(scale * sigma) == pytest.approx(scale**2 * metric_variance(sigma))
+    assert jacobians.metric_variance(scale * sigma) == pytest.approx(scale**2 * jacobians.metric_variance(sigma))
     assert condition_number(scale * sigma) == pytest.approx(condition_number(sigma))
-
-
-def _metrics(seed: int, num: int = 5, k: int = 4) -> np.ndarray:
-    a = np.random.default_rng(seed).normal(size=(num, k, 3 * k))
-    return a @ a.swapaxes(1, 2)
 
 
 @given(st.integers(0, 1000))
 def test_the_affine_invariant_form_does_not_depend_on_coordinates(seed: int) -> None:
-    metrics = _metrics(seed)
-    change = np.eye(4) + 0.3 * np.random.default_rng(seed + 1).normal(size=(4, 4))
-    changed = change.T @ metrics @ change
-    changed = (changed + changed.swapaxes(1, 2)) / 2
+    rng = np.random.default_rng(seed)
+    roots, change = rng.normal(size=(5, 4, 12)), np.eye(4) + 0.3 * rng.normal(size=(4, 4))
+    metrics, changed = (a @ a.swapaxes(1, 2) for a in (roots, change.T @ roots))
     assert affine_invariant_variance(changed) == pytest.approx(affine_invariant_variance(metrics), rel=1e-6)
 
 
 def test_scales_and_turns_of_metrics_vary_in_closed_form() -> None:
-    assert affine_invariant_variance(np.repeat(_metrics(0, 1), 6, axis=0)) == pytest.approx(0, abs=1e-20)
     scales = np.array([0.5, 1.0, 4.0])
     expected = 3 * np.mean(np.log(scales / scales.mean()) ** 2)
     assert affine_invariant_variance(torch.tensor(scales)[:, None, None] * torch.eye(3)) == pytest.approx(expected)
@@ -167,16 +138,18 @@ def test_scales_and_turns_of_metrics_vary_in_closed_form() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: condition_number([[2.0, 0.0]]), "row 0 is 0"),
         (lambda: condition_number([[1.0, 2.0]]), "descend"),
-        (lambda: metric_variance([[2.0, 1.0]]), r"≥ 2, ≥ 1\); got shape \(1, 2\)"),
+        (lambda: jacobians.metric_variance([[2.0, 1.0]]), r"≥ 2.*≥ 1.*got .*\(1, 2\)"),
         (lambda: affine_invariant_variance([np.eye(2), np.diag([1.0, -0.5])]), "positive definite.* at row 1"),
-        (lambda: encoder_map(None, 600, pooling=0), "pooling must be None or 'mean', got 0"),
-        (lambda: noisy_images(DDPMScheduler(), torch.zeros(1, 1, 8, 8), 1000, seed=2), "0 to 999"),
-        (lambda: encoder_anisotropy(None, DDPMScheduler(), torch.zeros(3, 1), 700), "number of images, 3; got 8"),
-        (lambda: singular_spectrum(lambda z: z * 1e308 * 1e308, X, 2, method="dense"), "must be finite"),
-        (lambda: mean_condition_number(lambda z: z[:, :4] * 0, X, k=2), "the rank is less than k"),
-        (lambda: map_variance(bend, X[:2], k=2), "at least 3 points, got 2"),
+        (lambda: jacobians.encoder_map(None, 600, pooling=0), "pooling must be None or 'mean', got 0"),
+        (lambda: jacobians.noisy_images(DDPMScheduler(), torch.zeros(1, 1, 8, 8), 1000, seed=2), "0 to 999"),
+        (
+            lambda: jacobians.encoder_anisotropy(None, DDPMScheduler(), torch.zeros(3, 1), 700),
+            "number of images, 3; got 8",
+        ),
+        (lambda: jacobians.singular_spectrum(lambda z: z * np.inf, points(4, 10), 2), "must be finite"),
+        (lambda: mean_condition_number(lambda z: z[:, :4] * 0, points(4, 10), k=2), "the rank is less than k"),
+        (lambda: map_variance(bend, points(2, 40), k=2), "at least 3 points, got 2"),
     ],
 )
 def test_other_input_is_refused(call: object, message: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -26,7 +28,7 @@ def _arcs(angle: float, segments: int, rows: int = 3) -> np.ndarray:
     return 2 * np.stack([np.cos(tau), np.sin(tau)], axis=1) @ plane.transpose(0, 2, 1)
 
 
-@pytest.mark.parametrize(("angle", "segments"), [(0.3, 2), (math.pi / 2, 16), (3.0, 16)])
+@pytest.mark.parametrize(("angle", "segments"), [(0.3, 2), (3.0, 16)])
 def test_an_arc_has_the_ratio_of_its_polygon(angle: float, segments: int) -> None:
     expected = segments * math.sin(angle / 2 / segments) / math.sin(angle / 2)
     np.testing.assert_allclose(trajectory_ratio(_arcs(angle, segments)), expected, rtol=1e-12)
@@ -54,11 +56,6 @@ def test_similarities_change_nothing(scale: float, seed: int) -> None:
     assert (trajectory_ratio(path) >= trajectory_ratio(path[:, [0, 2, 5]]) - 1e-12).all()  # a finer path is no shorter
 
 
-@pytest.fixture(scope="module")
-def faces() -> Generator:
-    return Generator(load_pipeline("faces32/base"), num_steps=4)
-
-
 def _naive(generate: Generator, path: str, num_pairs: int, num_points: int, seed: int) -> tuple[list[int], np.ndarray]:
     """Everything one latent at a time, with diffusers' scheduler and the encoder run apart."""
     scheduler = DDIMScheduler.from_config(generate.scheduler.config)
@@ -83,7 +80,8 @@ def _naive(generate: Generator, path: str, num_pairs: int, num_points: int, seed
 
 
 @pytest.mark.parametrize("path", ["x_T", "x_t"])
-def test_the_driver_equals_a_naive_loop_on_a_real_model(faces: Generator, path: str) -> None:
+def test_the_driver_equals_a_naive_loop_on_a_real_model(path: str) -> None:
+    faces = Generator(load_pipeline("faces32/base"), num_steps=4)
     measured = relative_trajectory_length(faces, num_pairs=3, num_points=5, path=path, batch_size=11, seed=4)
     with torch.no_grad():
         steps, ratios = _naive(faces, path, 3, 5, seed=4)
@@ -99,33 +97,21 @@ def test_the_driver_equals_a_naive_loop_on_a_real_model(faces: Generator, path: 
     assert not faces.unet.mid_block._forward_hooks
 
 
-@pytest.fixture
-def digits() -> Generator:
-    return Generator(build_pipeline("digits16"), num_steps=2)
-
-
-def test_a_map_without_a_bottleneck_is_refused(digits: Generator) -> None:
-    with pytest.raises(TypeError, match=r"must be a Generator.*got function"):
-        relative_trajectory_length(lambda x: x, num_pairs=2, num_points=3)
-    digits.unet.mid_block = None
-    with pytest.raises(ValueError, match="no mid block"):
-        relative_trajectory_length(digits, num_pairs=2, num_points=3)
+PAIRS = partial(relative_trajectory_length, num_pairs=2, num_points=3)
 
 
 @pytest.mark.parametrize(
-    ("h", "message"),
+    ("call", "error", "message"),
     [
-        (np.zeros((2, 2, 4)), r"≥ 3, ≥ 1\); got shape \(2, 2, 4\)"),
-        (np.full((1, 3, 4), np.nan), "12 NaN"),
-        (np.array([[[0.0], [1], [2]], [[5.0], [1], [5]]]), "path 1 ends where it begins"),
-        ({"num_pairs": 1}, "num_pairs must be at least 2 .* got 1 and 3"),
-        ({"num_points": 2}, "num_points at least 3; got 2 and 2"),
-        ({"path": "x_0"}, "x_T, x_t; got 'x_0'"),
+        (lambda _: trajectory_ratio(np.zeros((2, 2, 4))), ValueError, r"3.* got shape \(2, 2, 4\)"),
+        (lambda _: trajectory_ratio(np.full((1, 3, 4), np.nan)), ValueError, "12 NaN"),
+        (lambda _: trajectory_ratio(np.array([[[5.0], [1], [5]]])), ValueError, "path 0 ends where it begins"),
+        (lambda digits: PAIRS(digits, num_pairs=1), ValueError, "num_pairs must be at least 2 .* got 1 and 3"),
+        (lambda digits: PAIRS(digits, path="x_0"), ValueError, "x_T, x_t; got 'x_0'"),
+        (lambda digits: setattr(digits.unet, "mid_block", None) or PAIRS(digits), ValueError, "no mid block"),
+        (lambda _: PAIRS(lambda x: x), TypeError, r"must be a Generator.*got function"),
     ],
 )
-def test_other_input_is_refused(digits: Generator, h: np.ndarray | dict, message: str) -> None:
-    measure, options = trajectory_ratio, {"h": h}
-    if isinstance(h, dict):
-        measure, options = relative_trajectory_length, {"generate": digits, "num_pairs": 2, "num_points": 3, **h}
-    with pytest.raises(ValueError, match=message):
-        measure(**options)
+def test_other_input_is_refused(call: Callable, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call(Generator(build_pipeline("digits16"), num_steps=2))
