@@ -53,18 +53,10 @@ def test_what_cannot_be_opened_is_counted_with_the_remedy(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "greys",
-    [
-        RAMP,
-        255 * RAMP,
-        (RAMP * 65535).astype(np.int32),
-        (RAMP * 255).astype(np.int32),
-        (RAMP * 65535).astype(np.uint16),
-    ],
-    ids=["float to 1", "float to 255", "int32 to 65535", "int32 to 255", "uint16"],
+    ("most", "kind"), [(1, "float32"), (255, "float32"), (65535, "int32"), (255, "int32"), (65535, "uint16")]
 )
-def test_greys_of_more_than_8_bits_are_scaled_by_their_range(greys: np.ndarray, tmp_path: Path) -> None:
-    Image.fromarray(greys).save(tmp_path / "a.tif")
+def test_greys_of_more_than_8_bits_are_scaled_by_their_range(most: int, kind: str, tmp_path: Path) -> None:
+    Image.fromarray((most * RAMP).astype(kind)).save(tmp_path / "a.tif")
     found = open_dataset(f"folder:{tmp_path}", (1, 16, 16))[0]
     expected = torch.from_numpy(RAMP).view(16, 4, 16, 4).mean((1, 3)) * 2 - 1
     torch.testing.assert_close(found[0], expected, rtol=0, atol=0.03)

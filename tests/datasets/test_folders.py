@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import os
 import pickle
 import tarfile
@@ -75,7 +74,7 @@ def test_a_plain_tar_is_the_folder_it_was_made_from(tmp_path: Path, form: int, m
 
 
 @pytest.mark.parametrize("compression", ["gz", "xz", "bz2"])
-def test_a_compressed_archive_is_the_plain_one_and_has_to_fit_into_memory(
+def test_compressed_archives_have_to_fit_into_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str
 ) -> None:
     files = {f"{i}.png": photograph(i) for i in (2, 0, 1)}
@@ -122,7 +121,23 @@ def test_workers_and_forks_read_what_the_parent_reads(shards: Path, monkeypatch:
     assert os.read(reader, 4) == b"same"
 
 
-# Damage
+@pytest.mark.parametrize(
+    ("name", "files", "message"),
+    [
+        ("nowhere", None, r"no such folder or archive: .*nowhere"),
+        ("file.tar", b"hello", r"is a file but no tar archive.* give a directory"),
+        ("folder", {"readme.txt": b"words"}, "no images in"),
+        ("a.tar", {"a.png": b"x", "b.jpg": b"x"}, r"none of the 2 images in .* can be read: a\.png \(not an image\)"),
+    ],
+)
+def test_what_is_no_data_set_is_named(name: str, files: object, message: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if isinstance(files, bytes):
+        path.write_bytes(files)
+    elif files:
+        write_tar(path, files) if path.suffix else write_folder(path, files)
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        open_dataset(f"folder:{path}", 8)
 
 
 @pytest.mark.usefixtures("memory")
@@ -141,39 +156,12 @@ def test_broken_images_are_skipped_counted_and_named(tmp_path: Path, packed: boo
     assert torch.equal(stacked(dataset), torch.from_numpy(np.stack(expected)).float() / 127.5 - 1)
 
 
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        ({"readme.txt": b"words"}, "no images in"),
-        ({"a.png": b"x", "b.jpg": b"x"}, r"none of the 2 images in .* can be read: a\.png \(not an image\)"),
-    ],
-)
-@pytest.mark.parametrize("suffix", ["", ".tar", ".tar.xz"])
-def test_without_an_image_there_is_no_data_set(
-    tmp_path: Path, files: dict[str, bytes], message: str, suffix: str
-) -> None:
-    path = tmp_path / f"images{suffix}"
-    write_tar(path, files, "w:xz" if suffix == ".tar.xz" else "w") if suffix else write_folder(path, files)
-    with pytest.raises(ValueError, match=message):
-        open_dataset(f"folder:{path}", 8)
-
-
-def test_what_is_no_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no such folder or archive: .*nowhere"):
-        open_dataset(f"folder:{tmp_path / 'nowhere'}", 8)
-    for content in (b"", b"hello", photograph(1)):
-        (tmp_path / "file.tar").write_bytes(content)
-        with pytest.raises(ValueError, match=r"is a file but no tar archive.* give a directory"):
-            open_dataset(f"folder:{tmp_path / 'file.tar'}", 8)
-
-
 @pytest.mark.parametrize("compression", ["gz", "bz2", "xz"])
-@pytest.mark.parametrize("fraction", [0.5, 0.9])
-def test_an_archive_cut_short_is_an_error(tmp_path: Path, compression: str, fraction: float) -> None:
+def test_an_archive_cut_short_is_an_error(tmp_path: Path, compression: str) -> None:
     """A download that broke off never becomes a smaller data set."""
     files = {f"{i:02d}.png": encoded(noise(i, 64)) for i in range(20)}
     whole = write_tar(tmp_path / "whole.tar", files, f"w:{compression}").read_bytes()
-    (tmp_path / "cut.tar").write_bytes(whole[: int(len(whole) * fraction)])
+    (tmp_path / "cut.tar").write_bytes(whole[: 9 * len(whole) // 10])
     with pytest.raises(ValueError, match="cut short"):
         open_dataset(f"folder:{tmp_path / 'cut.tar'}", 8)
 
@@ -188,16 +176,13 @@ def test_a_shard_cut_short_is_an_error(shards: Path, fraction: float) -> None:
         open_dataset(f"folder:{shards}", 8)
 
 
-@pytest.mark.parametrize("compression", ["", "gz"])
-def test_a_header_that_is_overwritten_is_an_error(tmp_path: Path, compression: str) -> None:
+def test_a_header_that_is_overwritten_is_an_error(tmp_path: Path) -> None:
     """Tarfile takes it for the end; the images behind it would be lost without a word."""
     archive = write_tar(tmp_path / "images.tar", {f"{i}.png": photograph(i) for i in range(4)})
     content = bytearray(archive.read_bytes())
     with tarfile.open(archive) as tar:
         at = tar.getmembers()[2].offset
     content[at : at + 200] = b"?" * 200
-    if compression:
-        content = gzip.compress(content)
     archive.write_bytes(content)
     with pytest.raises(ValueError, match=rf"damaged or cut short.*no header at byte {at:,}"):
         open_folder(archive, (3, 8, 8))

@@ -68,7 +68,6 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
         (Image.new("CMYK", (9, 9), (0, 255, 255, 0)), (255, 0, 0)),
         (Image.new("1", (9, 9), 1), (255, 255, 255)),
     ],
-    ids=["grey", "16-bit", "transparent", "cmyk", "bilevel"],
 )
 def test_every_mode_becomes_rgb(image: Image.Image, expected: tuple[int, int, int]) -> None:
     assert fit(image, (3, 3, 3))[:, 1, 1].tolist() == list(expected)

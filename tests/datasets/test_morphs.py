@@ -38,7 +38,6 @@ def test_other_names_that_have_an_order(names: list[str]) -> None:
     ("names", "said"),
     [
         (["frame1.png", "frame01.png"], "have one place in the order"),
-        (["frame1.png", "frame1.jpg"], "have one place in the order"),
         (["frame1.png", "frame2.png", "grid.png"], "are named differently"),
         (["0.25.png", "0.125.png", "0.5.png"], "change places if a point is read as decimal"),
     ],

