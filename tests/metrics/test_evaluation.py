@@ -85,7 +85,7 @@ def test_killed_at_any_moment_it_goes_on_and_a_second_evaluation_computes_nothin
 def test_what_does_not_apply_is_left_out_and_said() -> None:
     run = Evaluation(load_pipeline("digits16/base"), Sizes(), "digits", None, 0, torch.device("cpu"))
     left_out = {name for name, family in SUITE.items() if run.obstacle(family.needs)}
-    assert left_out == {"separability", "truth", "alignment", "lerp", "directions"}
+    assert left_out == {"separability", "truth", "alignment", "lerp", "directions", "rank", "spread"}
     with pytest.raises(ValueError, match=r"truth cannot be measured: .* known of 'faces' only, not of 'digits'"):
         tiny("digits16/base", ["truth"], dataset="digits")
 
