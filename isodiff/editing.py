@@ -1,8 +1,4 @@
-"""Moving in latent space: paths between latents, and steps along directions found at a latent.
-
-Steps are arcs of length γ that keep the radius (`isodiff.geometry.move`). Directions are the *local basis* (Park et al.
-2023): the leading right singular vectors of ∂h/∂x, h the bottleneck of the U-Net, among the tangent vectors at x.
-"""
+"""Moving in latent space: paths between latents, and arcs of length γ along directions found at a latent."""
 
 from __future__ import annotations
 
@@ -51,10 +47,7 @@ def traverse(
 def gamma_traversal(
     generate: Generate, x: Tensor, direction: Tensor, gammas: Sequence[float] | Tensor, *, batch_size: int = 64
 ) -> Tensor:
-    """Decode moves of arc lengths γ, in the units of x, along one direction a latent (Fig. 7, Hahm et al. 2024).
-
-    x and direction are (B, C, H, W) as for `move`; the images are (B, G, C', H', W').
-    """
+    """Decode moves of x (B, C, H, W) by arc lengths γ along a direction each (Fig. 7, Hahm et al. 2024): (B, G, …)."""
     lengths = torch.as_tensor(gammas).flatten().tolist()
     if not lengths:
         raise ValueError("gammas must hold at least one arc length; got none")
@@ -64,9 +57,8 @@ def gamma_traversal(
 def local_basis(unet: UNet2DModel, x_t: Tensor, t: int, k: int, *, tolerance: float = 1e-3) -> LocalBasis:
     """Find the k leading right singular vectors of ∂h/∂x_t on the sphere's tangent space (Park et al. 2023).
 
-    The U-Net is an unconditional one of 1000 steps; k is at most the smaller of n − 1 and the size of h. `tolerance`
-    bounds the sine of the largest principal angle by which the subspace turns while the search space grows by a tenth;
-    RuntimeError if it does not settle, as may be where σ_k and σ_{k+1} hardly differ.
+    The U-Net is an unconditional one of 1000 steps. `tolerance` bounds the sine of the largest principal angle by which
+    the subspace turns while the search space grows by a tenth; RuntimeError if it does not settle.
     """
     check_latents(unet, x_t, "x_t")
     if not 0 <= index(t) < 1000:

@@ -1,7 +1,4 @@
-"""Verdicts: what a paper claims, what we measured, and whether the two agree.
-
-Every notebook ends with `verdict_table([...])`; `isodiff run` collects the tables from the stored outputs.
-"""
+"""Verdicts: what a paper claims, what we measured, and whether the two agree."""
 
 from __future__ import annotations
 
@@ -33,7 +30,7 @@ class Verdict:
     verdict: str  # one of VERDICT_KINDS
 
     def __post_init__(self) -> None:
-        """Refuse a verdict that is not one of the four, and an empty or non-text entry."""
+        """Refuse a verdict that is not one of the four, and an empty entry."""
         for name, value in dataclasses.asdict(self).items():
             if not isinstance(value, str) or not value.strip():
                 raise ValueError(f"{name} is {value!r}; give a non-empty string ('–' where there is nothing)")
@@ -52,12 +49,11 @@ class VerdictTable:
         cell = "text-align:left;vertical-align:top;padding:.45em .8em;border-bottom:1px solid #8884;"
         head = "".join(f'<th style="{cell}font-weight:600">{title}</th>' for title in _HEADINGS)
         body = ""
-        for row in self.verdicts:
-            sign, colour = VERDICT_KINDS[row.verdict]
+        for *texts, verdict in map(dataclasses.astuple, self.verdicts):
+            sign, colour = VERDICT_KINDS[verdict]
             style = f"{cell}white-space:nowrap;font-weight:600;color:{colour}"
-            texts = (row.claim, row.source, row.paper, row.ours)
             body += "<tr>" + "".join(f'<td style="{cell}">{escape(text)}</td>' for text in texts)
-            body += f'<td style="{style}">{sign} {row.verdict}</td></tr>'
+            body += f'<td style="{style}">{sign} {verdict}</td></tr>'
         style = "border-collapse:collapse;font-size:.95em"
         return f'<table class="verdicts" style="{style}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
@@ -75,9 +71,6 @@ class VerdictTable:
 def verdict_table(verdicts: Iterable[Verdict]) -> VerdictTable:
     """Return a table of at least one verdict; make it the last line of a notebook's cell."""
     rows = tuple(verdicts)
-    if not rows:
-        raise ValueError("verdict_table got no verdicts; give at least one Verdict")
-    for row in rows:
-        if not isinstance(row, Verdict):
-            raise TypeError(f"verdict_table got {row!r}; every entry must be a Verdict")
+    if not rows or not all(isinstance(row, Verdict) for row in rows):
+        raise TypeError(f"verdict_table got {rows!r}; give at least one Verdict, and nothing else")
     return VerdictTable(rows)

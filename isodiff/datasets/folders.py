@@ -1,7 +1,7 @@
 """Folders of images: loose files, tar archives without unpacking, and directories that hold both.
 
-One pass over the headers of a plain tar archive notes where every image begins; from there it is read in any order, by
-any process. A compressed archive is decompressed once from its beginning, and has to fit into memory as pixels.
+One pass over the headers of a plain tar archive notes where every image begins, to be read in any order; a compressed
+one is decompressed once from its beginning, and has to fit into memory as pixels.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ import io
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from lzma import LZMAError
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +25,7 @@ from isodiff.datasets.images import ImageDataset, Shape, check_count, fits_memor
 _DAMAGED = (OSError, EOFError, zlib.error, tarfile.TarError, LZMAError)
 # pictures that Pillow opens only with a plugin, or never
 _FOREIGN = (".heic", ".heif", ".avif", ".jxl", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf", ".svg")
-_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
+_COMPRESSED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".tzst")
 
 
 @dataclass(frozen=True)
@@ -51,29 +50,24 @@ class StoredImages:
 def open_folder(path: str | Path, shape: Shape, *, count: int | None = None) -> ImageDataset:
     """Open a directory (of images, plain tar archives, or both; recursively) or a tar archive (plain, .gz, .bz2, .xz).
 
-    Links to folders are followed, hidden files and folders left out; a file without an extension counts if Pillow knows
-    its content, and pictures that Pillow cannot open are counted and named. Images come in the order of their names,
-    relative paths or `archive.tar/member`. `count` is the number it must hold, checked before any is decoded.
+    Links to folders are followed, hidden files and folders left out; an image is told by its extension. Images come in
+    the order of their names, relative paths or `archive.tar/member`. `count` is the number it must hold.
     """
     path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"no such folder or archive: {path}")
     mode = next((mode for mode in ("r:", "r:*") if path.is_dir() or _opens(path, mode)), None)
     if mode is None:
-        raise ValueError(
-            f"{path} is a file but no tar archive, or one cut short before its first entry; "
-            "give a directory, or a .tar, .tar.gz, .tar.bz2 or .tar.xz"
-        )
+        accepted = "give a directory, or a .tar, .tar.gz, .tar.bz2 or .tar.xz"
+        raise ValueError(f"{path} is a file but no tar archive, or cut short before its first entry; {accepted}")
     stored = _index(path, mode)
     check_count(f"folder:{path}", len(stored.names), count)
     order = np.lexsort((stored.where[:, 1], stored.where[:, 0])).tolist()  # one sweep over each archive
     if mode == "r:":
         return gather(str(path), stored.names, stored, shape, order, left_out=stored.left_out)
     if not fits_memory(len(stored.names), shape):
-        raise ValueError(
-            f"{len(stored.names)} images of {shape[1]} x {shape[2]} pixels exceed the memory that pixels may take, "
-            f"and {path} is compressed; decompress it to a plain .tar (no unpacking needed)"
-        )
+        size = f"{len(stored.names)} images of {shape[1]} x {shape[2]} pixels exceed the memory that pixels may take"
+        raise ValueError(f"{size}, and {path} is compressed; decompress it to a plain .tar (no unpacking needed)")
     spans = stored.where[:, 1:].tolist()
     with tarfile.open(path) as tar:  # decompressed once, in its own order
         return gather(str(path), stored.names, lambda i: _read(tar.fileobj, *spans[i]), shape, order)
@@ -88,7 +82,7 @@ def _index(path: Path, mode: str) -> StoredImages:
     if path.is_dir():
         files = list(_files(path))
         archives = sorted(file for file in files if file.suffix.lower() == ".tar")
-        found = [(file.relative_to(path).as_posix(), -1, 0, 0) for file in files if _is_image(file.name, file.open)]
+        found = [(file.relative_to(path).as_posix(), -1, 0, 0) for file in files if _is_image(file)]
         left_out = _left_out(files)
     for number, archive in enumerate(archives):
         prefix = "" if archive == path else archive.relative_to(path).as_posix() + "/"
@@ -113,16 +107,9 @@ def _files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
 
 def _left_out(files: list[Path]) -> str:
     """Say how many pictures and archives are there that cannot be opened, and what would help."""
-    opened, told = _endings(), []
-    foreign = Counter(e for file in files if (e := file.suffix.lower()) in _FOREIGN and e not in opened)
-    if foreign:
-        kinds = ", ".join(f"{number} {ending[1:].upper()}" for ending, number in foreign.most_common())
-        heif = "install pillow-heif, or " if foreign.keys() & {".heic", ".heif"} else ""
-        told.append(f"{kinds}, which Pillow does not open ({heif}convert them to PNG or JPEG)")
-    if packed := sorted(file.name for file in files if file.name.lower().endswith(_COMPRESSED)):
-        advice = "decompress them to plain .tar, or open one by itself"
-        told.append(f"{len(packed)} compressed archives, such as {packed[0]} ({advice})")
-    return "; ".join(told)
+    odd = Counter(f.suffix.lower() for f in files if f.suffix.lower() in _FOREIGN + _COMPRESSED and not _is_image(f))
+    advice = "decompress archives to plain .tar; install pillow-heif, or convert pictures to PNG or JPEG"
+    return f"{', '.join(f'{n} {ending[1:].upper()}' for ending, n in odd.most_common())} ({advice})" if odd else ""
 
 
 def _members(archive: Path, mode: str) -> Iterator[tuple[str, int, int]]:
@@ -130,18 +117,17 @@ def _members(archive: Path, mode: str) -> Iterator[tuple[str, int, int]]:
     try:
         with tarfile.open(archive, mode) as tar:
             while (member := tar.next()) is not None:
-                if member.isreg() and not member.issparse() and not _is_hidden(member.name):
-                    content = lambda _, file=tar.fileobj, at=member: _content(file, at.offset_data, at.size)  # noqa: E731
-                    if _is_image(Path(member.name).name, content):
-                        yield member.name, member.offset_data, member.size
+                place = Path(member.name)
+                hidden = any(part.startswith(".") and part not in (".", "..") for part in place.parts)
+                if member.isreg() and not member.issparse() and not hidden and _is_image(place):
+                    yield member.name, member.offset_data, member.size
                 tar.members.clear()  # tarfile would keep all headers, a kilobyte each
             tar.fileobj.seek(tar.offset)  # tarfile also ends, silently, at a header that it cannot read
             if any(tar.fileobj.read(tarfile.BLOCKSIZE)):
                 raise tarfile.ReadError(f"no header at byte {tar.offset:,}")
     except _DAMAGED as error:
-        raise ValueError(
-            f"{archive} is damaged or cut short, or not a plain tar archive ({error}); fetch it again, or decompress it"
-        ) from error
+        what = f"{archive} is damaged or cut short, or not a plain tar archive ({error})"
+        raise ValueError(f"{what}; fetch it again, or decompress it") from error
 
 
 def _opens(path: Path, mode: str) -> bool:
@@ -152,30 +138,10 @@ def _opens(path: Path, mode: str) -> bool:
         return False
 
 
-def _content(file: io.BufferedIOBase, offset: int, size: int) -> io.BytesIO:
-    file.seek(offset)
-    return io.BytesIO(file.read(size))
-
-
 def _read(file: io.BufferedIOBase, offset: int, size: int) -> Image.Image:
-    return Image.open(_content(file, offset, size))
+    file.seek(offset)
+    return Image.open(io.BytesIO(file.read(size)))
 
 
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") and part not in (".", "..") for part in Path(name).parts)
-
-
-def _endings() -> set[str]:
-    return {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-
-
-def _is_image(name: str, open_it: Callable[[str], BinaryIO]) -> bool:
-    """Tell an image by its extension, or without one by its content, which `open_it` gives."""
-    ending = Path(name).suffix.lower()
-    if name.startswith(".") or ending:
-        return not name.startswith(".") and ending in _endings()
-    try:
-        with open_it("rb") as file, Image.open(file):
-            return True
-    except Exception:  # whatever a decoder raises
-        return False
+def _is_image(file: Path) -> bool:
+    return Image.registered_extensions().get(file.suffix.lower()) in Image.OPEN

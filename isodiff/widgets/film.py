@@ -76,10 +76,7 @@ class LatentTraversal(FilmExplorer):
 
 
 class DirectionExplorer(FilmExplorer):
-    """Show the image of a latent moved by the arc length γ, up to ±`max_gamma`, along a tangent direction.
-
-    The latents are (B, C, H, W), the directions (B, k, C, H, W) and singular values sigma (B, k) each model's own.
-    """
+    """Show latents (B, C, H, W) moved by arc lengths γ along each model's own tangent directions (B, k, C, H, W)."""
 
     def __init__(
         self, models: Models, latents: Tensor, directions: Tensors, *, sigma: Tensors, max_gamma: float, num_frames: int
@@ -89,10 +86,9 @@ class DirectionExplorer(FilmExplorer):
         found = {model: tuple(v.shape) for model, v in directions.items()}
         scales = {model: (*s.shape, *latents.shape[1:]) for model, s in sigma.items()}
         if not found == wanted == scales or not 0 < k < latents[0].numel():
-            raise ValueError(
-                "directions (B, k, C, H, W), k below the dimension, and sigma (B, k) must be given for the models "
-                f"{list(models)} at the latents {tuple(latents.shape)}; got {found}, {scales}"
-            )
+            needed = "directions (B, k, C, H, W), k below the dimension, and sigma (B, k) must be given for the models"
+            at = f"{list(models)} at the latents {tuple(latents.shape)}"
+            raise ValueError(f"{needed} {at}; got {found}, {scales}")
         if not 0 < max_gamma < math.inf or num_frames < 2:
             raise ValueError(f"max_gamma must be positive, num_frames at least 2; got {max_gamma!r}, {num_frames!r}")
         self.models, self.latents, self.directions, self.sigma = models, latents, directions, sigma
