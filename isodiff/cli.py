@@ -1,7 +1,6 @@
 """The command `isodiff`: run the course, train, sample, evaluate, decide the claims.
 
-Each command is a dataclass: its fields are the options, the comment beside a field its help, `__call__` the work. What
-a command needs is imported when it runs, so that help is quick.
+A command is a dataclass: its fields are the options, the comments their help, `__call__` the work, with its imports.
 """
 
 # ruff: noqa: D102 - a command's class says what its call does
@@ -397,18 +396,8 @@ class FetchWeights:
         fetch_weights()
 
 
-COMMANDS = {
-    "run": Run,
-    "train-autoencoder": TrainAutoencoder,
-    "pretrain": Pretrain,
-    "finetune": Finetune,
-    "sample": Sample,
-    "evaluate": Evaluate,
-    "compare": Compare,
-    "reproduce": Reproduce,
-    "train-attributes": TrainAttributes,
-    "fetch-weights": FetchWeights,
-}
+_ALL = (Run, TrainAutoencoder, Pretrain, Finetune, Sample, Evaluate, Compare, Reproduce, TrainAttributes, FetchWeights)
+COMMANDS = {re.sub(r"\B(?=[A-Z])", "-", one.__name__).lower(): one for one in _ALL}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -31,15 +31,12 @@ if TYPE_CHECKING:
 
 
 class Parameters(BaseModel):
-    """What every notebook is told; its own sizes are further fields, with types that pydantic checks.
-
-    seed: of all randomness, 0 ≤ seed < 2³². device: "auto", "cpu", "cuda" or "cuda:N"; read as a `torch.device`.
-    """
+    """What every notebook is told; its own sizes are further fields, with types that pydantic checks."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True)
 
-    seed: int = Field(ge=0, lt=2**32)
-    device: Annotated[torch.device, BeforeValidator(resolve_device)]
+    seed: int = Field(ge=0, lt=2**32)  # of all randomness
+    device: Annotated[torch.device, BeforeValidator(resolve_device)]  # from "auto", "cpu", "cuda" or "cuda:N"
 
     @classmethod
     def of(cls, names: Mapping[str, Any]) -> Self:

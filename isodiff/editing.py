@@ -49,8 +49,6 @@ def gamma_traversal(
 ) -> Tensor:
     """Decode moves of x (B, C, H, W) by arc lengths γ along a direction each (Fig. 7, Hahm et al. 2024): (B, G, …)."""
     lengths = torch.as_tensor(gammas).flatten().tolist()
-    if not lengths:
-        raise ValueError("gammas must hold at least one arc length; got none")
     return _decode(generate, torch.stack([move(x, direction, gamma) for gamma in lengths], 1), batch_size)
 
 
@@ -69,9 +67,7 @@ def local_basis(unet: UNet2DModel, x_t: Tensor, t: int, k: int, *, tolerance: fl
 
 @torch.no_grad()
 def _decode(generate: Generate, points: Tensor, batch_size: int) -> Tensor:
-    """Decode points (P, N, C, H, W) in batches, whose size does not change the images."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+    """Decode points (P, N, C, H, W) in batches."""
     shape = getattr(generate, "shape", None)  # a `Generator` tells; of another map only its output is checked
     if shape is not None and tuple(shape) != tuple(points.shape[2:]):
         raise ValueError(f"latents must have the shape {tuple(shape)} of this model; got {tuple(points.shape[2:])}")

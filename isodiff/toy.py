@@ -1,7 +1,7 @@
 """Autoencoders ``S² → ℝ² → ℝ³`` of the sphere, many at once (Sec. 3.2, Fig. 2, II, III and IV of Hahm et al. 2024).
 
-The isometry loss of Eq. 6 may ask the encoder to keep lengths. The cap within `opening` degrees of the pole (0, 0, 1)
-is left out: no continuous map of the whole sphere to the plane is injective (Borsuk and Ulam).
+The cap within `opening` degrees of the pole (0, 0, 1) is left out: no continuous map of the whole sphere to the plane
+is injective (Borsuk and Ulam).
 """
 
 from __future__ import annotations

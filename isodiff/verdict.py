@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from html import escape
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 VERDICTS_MIME = "application/vnd.isodiff.verdicts+json"
 
@@ -17,25 +20,18 @@ VERDICT_KINDS = {
     "not testable here": ("–", "#6e6e6e"),
 }
 _HEADINGS = ("Claim", "Source", "Paper", "Ours", "Verdict")
+Text = Annotated[str, Field(pattern=r"\S")]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Verdict:
     """A claim of a paper, decided; every field is text, "–" where there is nothing to say."""
 
-    claim: str  # in a sentence
-    source: str  # where it is made
-    paper: str  # its value
-    ours: str  # with interval, n and seeds
-    verdict: str  # one of VERDICT_KINDS
-
-    def __post_init__(self) -> None:
-        """Refuse a verdict that is not one of the four, and an empty entry."""
-        for name, value in dataclasses.asdict(self).items():
-            if not isinstance(value, str) or not value.strip():
-                raise ValueError(f"{name} is {value!r}; give a non-empty string ('–' where there is nothing)")
-        if self.verdict not in VERDICT_KINDS:
-            raise ValueError(f"verdict is {self.verdict!r}; give one of {', '.join(VERDICT_KINDS)}")
+    claim: Text  # in a sentence
+    source: Text  # where it is made
+    paper: Text  # its value
+    ours: Text  # with interval, n and seeds
+    verdict: Literal[tuple(VERDICT_KINDS)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -194,8 +194,6 @@ class FacesDataset(Dataset[Tensor]):
 
     def __init__(self, resolution: int, *, num_images: int = 1_000_000, seed: int = 0) -> None:
         _check(torch.zeros(1, len(FACTORS)), resolution)
-        if num_images < 1:
-            raise ValueError(f"num_images must be at least 1; got {num_images}")
         self.resolution = resolution
         self.factors = sample_factors(num_images, generator=torch.Generator().manual_seed(seed))
 

@@ -22,10 +22,7 @@ _END = object()
 
 
 class StreamDataset(Dataset[Tensor]):
-    """Serve NAME[@REVISION][#SPLIT[=COUNT]] by position, over as many epochs as asked for, without fetching it first.
-
-    `count`, COUNT and the number of the data set's card, as far as given, must agree. Going back reads the epoch again.
-    """
+    """Serve NAME[@REVISION][#SPLIT[=COUNT]] by position, over many epochs; `count`, COUNT and its card must agree."""
 
     horizontal_flip, sequential = True, True  # samplers ask a sequential one for positions 0, 1, 2, …
 

@@ -48,9 +48,6 @@ class LatentTraversal(FilmExplorer):
     """Show the image at a position on a path between two of the latents (B, C, H, W), for a model at a time."""
 
     def __init__(self, models: Models, latents: Tensor, *, paths: Mapping[str, Path], num_frames: int) -> None:
-        if not models or len(latents) < 2 or not paths or num_frames < 2:
-            got = f"{len(models)}, {len(latents)}, {len(paths)} and {num_frames}"
-            raise ValueError(f"give at least one model, two latents, one path and two frames; got {got}")
         self.models, self.latents, self.paths = models, latents, paths
         first, second, *others = [str(i + 1) for i in range(len(latents))]
         menus = {
@@ -81,16 +78,11 @@ class DirectionExplorer(FilmExplorer):
     def __init__(
         self, models: Models, latents: Tensor, directions: Tensors, *, sigma: Tensors, max_gamma: float, num_frames: int
     ) -> None:
-        k = min((v.shape[1] for v in directions.values()), default=0)
-        wanted = dict.fromkeys(models, (len(latents), k, *latents.shape[1:]))
-        found = {model: tuple(v.shape) for model, v in directions.items()}
-        scales = {model: (*s.shape, *latents.shape[1:]) for model, s in sigma.items()}
-        if not found == wanted == scales or not 0 < k < latents[0].numel():
-            needed = "directions (B, k, C, H, W), k below the dimension, and sigma (B, k) must be given for the models"
-            at = f"{list(models)} at the latents {tuple(latents.shape)}"
-            raise ValueError(f"{needed} {at}; got {found}, {scales}")
-        if not 0 < max_gamma < math.inf or num_frames < 2:
-            raise ValueError(f"max_gamma must be positive, num_frames at least 2; got {max_gamma!r}, {num_frames!r}")
+        k = min(v.shape[1] for v in directions.values())
+        wanted = dict.fromkeys(models, (len(latents), k))
+        found, scales = ({name: tuple(v.shape[:2]) for name, v in given.items()} for given in (directions, sigma))
+        if not found == wanted == scales:
+            raise ValueError(f"directions and sigma must begin with the shapes {wanted}; got {found} and {scales}")
         self.models, self.latents, self.directions, self.sigma = models, latents, directions, sigma
         menus = {
             "model": (list(models), "Which model, with its own directions"),
