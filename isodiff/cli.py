@@ -416,13 +416,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = parse(arguments)
         return command if isinstance(command, int) else command() or 0
     except KeyboardInterrupt:
-        print("isodiff: interrupted", file=sys.stderr)
+        complain("interrupted")
         return 130
     except EXPECTED_ERRORS as error:
         signal = getattr(error, "signal", 0)  # that stopped a training, once it had saved
         if "--debug" in given and not signal:
             raise
-        print(f"isodiff: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        complain(" ".join(str(error).split()) or type(error).__name__)
         return 128 + signal if signal else 2
 
 
@@ -455,3 +455,19 @@ def read_pairs(texts: Sequence[str]) -> dict[str, Any]:
         except json.JSONDecodeError:
             pairs[name] = value
     return pairs
+
+
+def complain(message: str) -> None:
+    """Print one line; of several processes only the first that fails speaks, as counted at the launcher's own store."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        print(f"isodiff: {message}", file=sys.stderr)
+        return
+    from torch.distributed import TCPStore
+
+    first, counter = True, f"isodiff/failures/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    with contextlib.suppress(KeyError, ValueError, RuntimeError):  # without such a store rather twice than not at all
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=5))
+        first = store.add(counter, 1) == 1
+    if first:
+        print(f"\nisodiff: {message}", file=sys.stderr)  # the progress bar of another may stand on the line
