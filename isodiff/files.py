@@ -16,11 +16,8 @@ def repository_root() -> Path:
     chosen = os.environ.get("ISODIFF_ROOT")
     root = Path(chosen).expanduser() if chosen else Path(__file__).resolve().parents[1]
     if not (root / "notebooks").is_dir():
-        origin = "ISODIFF_ROOT is" if chosen else "isodiff is installed in"
-        raise FileNotFoundError(
-            f"{origin} {root}, which has no notebooks folder; set ISODIFF_ROOT to a clone of the repository, "
-            "or install the clone with: pip install -e ."
-        )
+        where = f"{'ISODIFF_ROOT is' if chosen else 'isodiff is installed in'} {root}, which has no notebooks folder"
+        raise FileNotFoundError(f"{where}; set ISODIFF_ROOT to a clone, or install one with: pip install -e .")
     return root.resolve()
 
 
@@ -41,18 +38,14 @@ def require_folder(path: Path) -> None:
 def claim_folder(
     path: str | Path, ours: tuple[str, ...], *, overwrite: bool = False, inputs: tuple[Path, ...] = ()
 ) -> Path:
-    """Return the folder of a run, resolved, before any work is done for it.
-
-    Refused are a folder among the `inputs` or inside one, and one that holds anything but no file of `ours`, which tell
-    a run of this package, unless it is to `overwrite` what has the same names.
-    """
+    """Return the folder of a run, resolved; refuse one of the `inputs`, or one that holds things but none of `ours`."""
     folder = Path(path).expanduser().resolve()
     require_folder(folder)
     for source in map(Path.resolve, inputs):
         if folder.is_relative_to(source):
             raise ValueError(f"output {str(path)!r} is {source} itself or lies in it; give another directory")
     found = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-    if found and not overwrite and not any((folder / name).exists() for name in ours):
+    if found and not overwrite and not any(name in found for name in ours):
         held = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
         advice = "give another directory, or --overwrite to replace what has the same names"
         raise FileExistsError(f"output {str(path)!r} holds {held}, which no run of isodiff wrote; {advice}")
@@ -89,7 +82,7 @@ def resolve_device(device: str) -> torch.device:
         resolved = torch.device(device)
     except (RuntimeError, TypeError):
         resolved = None
-    if resolved is None or resolved.type not in {"cpu", "cuda"}:
+    if resolved is None or resolved.type not in ("cpu", "cuda"):
         raise ValueError(f"device is {device!r}; give 'auto', 'cpu', 'cuda' or 'cuda:N'")
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device is {device!r}, but this machine has {torch.cuda.device_count()} CUDA devices")

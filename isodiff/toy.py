@@ -1,8 +1,7 @@
-r"""Autoencoders of the two-sphere, many at once (Sec. 3.2, Fig. 2, II, III and IV of Hahm et al. 2024).
+"""Autoencoders ``S² → ℝ² → ℝ³`` of the sphere, many at once (Sec. 3.2, Fig. 2, II, III and IV of Hahm et al. 2024).
 
-An encoder ``f: S² → ℝ²`` and a decoder ``ℝ² → ℝ³`` learn to reproduce points of the sphere, and the isometry loss of
-Eq. 6 may ask the encoder to keep lengths. The cap within `opening` degrees of the pole ``(0, 0, 1)`` is left out: no
-continuous map of the whole sphere to the plane is injective (Borsuk and Ulam), and the chart has no value at the pole.
+The cap within `opening` degrees of the pole (0, 0, 1) is left out: no continuous map of the whole sphere to the plane
+is injective (Borsuk and Ulam).
 """
 
 from __future__ import annotations
@@ -95,10 +94,7 @@ def train(
     probe_seed: int,
     shared_data: bool = False,
 ) -> History:
-    """Minimise reconstruction error plus ``λ_iso``, a number or (N,), times Eq. 6, with Adam and a cosine schedule.
-
-    Without a metric, the loss in the sphere's own is recorded only. `shared_data` gives every network the same points.
-    """
+    """Minimise reconstruction error plus ``λ_iso``, a number or (N,), times Eq. 6; without a metric only record it."""
     if probe_seed == data_seed:
         raise ValueError(f"probe_seed must differ from data_seed, got {probe_seed} for both")
     device = networks.biases[0].device

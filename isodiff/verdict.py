@@ -1,14 +1,14 @@
-"""Verdicts: what a paper claims, what we measured, and whether the two agree.
-
-Every notebook ends with `verdict_table([...])`; `isodiff run` collects the tables from the stored outputs.
-"""
+"""Verdicts: what a paper claims, what we measured, and whether the two agree."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
 from html import escape
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 VERDICTS_MIME = "application/vnd.isodiff.verdicts+json"
 
@@ -20,25 +20,18 @@ VERDICT_KINDS = {
     "not testable here": ("–", "#6e6e6e"),
 }
 _HEADINGS = ("Claim", "Source", "Paper", "Ours", "Verdict")
+Text = Annotated[str, Field(pattern=r"\S")]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Verdict:
     """A claim of a paper, decided; every field is text, "–" where there is nothing to say."""
 
-    claim: str  # in a sentence
-    source: str  # where it is made
-    paper: str  # its value
-    ours: str  # with interval, n and seeds
-    verdict: str  # one of VERDICT_KINDS
-
-    def __post_init__(self) -> None:
-        """Refuse a verdict that is not one of the four, and an empty or non-text entry."""
-        for name, value in dataclasses.asdict(self).items():
-            if not isinstance(value, str) or not value.strip():
-                raise ValueError(f"{name} is {value!r}; give a non-empty string ('–' where there is nothing)")
-        if self.verdict not in VERDICT_KINDS:
-            raise ValueError(f"verdict is {self.verdict!r}; give one of {', '.join(VERDICT_KINDS)}")
+    claim: Text  # in a sentence
+    source: Text  # where it is made
+    paper: Text  # its value
+    ours: Text  # with interval, n and seeds
+    verdict: Literal[tuple(VERDICT_KINDS)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +45,11 @@ class VerdictTable:
         cell = "text-align:left;vertical-align:top;padding:.45em .8em;border-bottom:1px solid #8884;"
         head = "".join(f'<th style="{cell}font-weight:600">{title}</th>' for title in _HEADINGS)
         body = ""
-        for row in self.verdicts:
-            sign, colour = VERDICT_KINDS[row.verdict]
+        for *texts, verdict in map(dataclasses.astuple, self.verdicts):
+            sign, colour = VERDICT_KINDS[verdict]
             style = f"{cell}white-space:nowrap;font-weight:600;color:{colour}"
-            texts = (row.claim, row.source, row.paper, row.ours)
             body += "<tr>" + "".join(f'<td style="{cell}">{escape(text)}</td>' for text in texts)
-            body += f'<td style="{style}">{sign} {row.verdict}</td></tr>'
+            body += f'<td style="{style}">{sign} {verdict}</td></tr>'
         style = "border-collapse:collapse;font-size:.95em"
         return f'<table class="verdicts" style="{style}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
@@ -75,9 +67,6 @@ class VerdictTable:
 def verdict_table(verdicts: Iterable[Verdict]) -> VerdictTable:
     """Return a table of at least one verdict; make it the last line of a notebook's cell."""
     rows = tuple(verdicts)
-    if not rows:
-        raise ValueError("verdict_table got no verdicts; give at least one Verdict")
-    for row in rows:
-        if not isinstance(row, Verdict):
-            raise TypeError(f"verdict_table got {row!r}; every entry must be a Verdict")
+    if not rows or not all(isinstance(row, Verdict) for row in rows):
+        raise TypeError(f"verdict_table got {rows!r}; give at least one Verdict, and nothing else")
     return VerdictTable(rows)

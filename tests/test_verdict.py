@@ -30,10 +30,10 @@ def test_jupyter_gets_text_html_and_json_that_tell_every_kind_without_colour(kin
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Verdict(**ROW | {"verdict": "true"}), "verdict is 'true'; give one of reproduced, not reproduced"),
-        (lambda: Verdict(**ROW | {"ours": "  "}), "ours is '  '"),
-        (lambda: verdict_table([]), "no verdicts"),
-        (lambda: verdict_table([ROW]), "every entry must be a Verdict"),
+        (lambda: Verdict(**ROW | {"verdict": "true"}), "should be 'reproduced', .* input_value='true'"),
+        (lambda: Verdict(**ROW | {"ours": "  "}), r"ours\n.* input_value='  '"),
+        (lambda: verdict_table([]), "at least one Verdict"),
+        (lambda: verdict_table([ROW]), "and nothing else"),
     ],
 )
 def test_what_is_no_verdict_is_refused(make: Callable[[], object], message: str) -> None:

@@ -47,14 +47,12 @@ CATALOGUE = {
 def open_dataset(spec: str, shape: int | Shape, *, seed: int = 0) -> Dataset[Tensor]:
     """Open images of a shape (C, H, W), or squares of so many pixels in their own colours, float32 in [-1, 1], by name.
 
-    Photographs become grey or are cut to another format as the shape asks; faces and digits are what they are.
-
     `spec` is "faces", "digits", "folder:PATH" (images, tar archives of images, or one archive),
     "hub:NAME[@REVISION][#SPLIT]" (of the hub or a local directory; split train unless told),
     "stream:NAME[@REVISION][#SPLIT[=COUNT]]" (the same, read in order as training goes on), or a name of `CATALOGUE`,
     whose number of images is checked; "cifar10=folder:PATH" checks a copy of your own against the paper's. `seed` draws
     the factors of faces and the order of a stream. The result has `channels`, `resolution`, `horizontal_flip` (whether
-    training may mirror images) and `__getitems__`; a stream has `sequential = True`: its indices are best in order.
+    training may mirror images) and `__getitems__`; a stream has `sequential = True`.
     """
     sides = shape if isinstance(shape, tuple) else (1 if spec == "digits" else 3, shape, shape)
     if len(sides) != 3 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sides):
@@ -73,11 +71,9 @@ def open_dataset(spec: str, shape: int | Shape, *, seed: int = 0) -> Dataset[Ten
         stored, count = (copy, source.paper_count or source.count) if own else (source.spec, source.count)
     kind, _, place = stored.partition(":")
     if kind not in ("folder", "hub", "stream") or not place:
-        raise ValueError(
-            f"unknown dataset {spec!r}; accepted are 'faces', 'digits', 'folder:PATH', 'hub:NAME[@REVISION][#SPLIT]', "
-            f"'stream:NAME[@REVISION][#SPLIT[=COUNT]]', and of the papers {', '.join(map(repr, CATALOGUE))}, each also "
-            "with a copy of your own, as 'cifar10=folder:PATH'"
-        )
+        kinds = "'faces', 'digits', 'folder:PATH', 'hub:NAME[@REVISION][#SPLIT]', 'stream:…[#SPLIT[=COUNT]]'"
+        named = f"{', '.join(map(repr, CATALOGUE))}, each also with a copy of your own, as 'cifar10=folder:PATH'"
+        raise ValueError(f"unknown dataset {spec!r}; accepted are {kinds}, and of the papers {named}")
     try:
         if kind == "stream":
             images = StreamDataset(place, sides, seed=seed, count=count)
@@ -88,9 +84,7 @@ def open_dataset(spec: str, shape: int | Shape, *, seed: int = 0) -> Dataset[Ten
             raise
         raise type(error)(f"{name}: {error}") from error
     if source is not None and not own and source.paper_count not in (None, source.count):
-        warnings.warn(
-            f"{name} is {source.spec} with {source.count:,} images, where the paper has {source.paper_count:,}: "
-            f"{source.note}; {name}=folder:PATH opens a copy of your own and checks it against the paper's number",
-            stacklevel=2,
-        )
+        differ = f"{source.count:,} images, where the paper has {source.paper_count:,}: {source.note}"
+        advice = f"{name}=folder:PATH opens a copy of your own and checks it against the paper's number"
+        warnings.warn(f"{name} is {source.spec} with {differ}; {advice}", stacklevel=2)
     return images

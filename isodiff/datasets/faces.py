@@ -1,9 +1,8 @@
 r"""Cartoon faces whose manifold, tangent spaces and attributes are known exactly.
 
-A face is x = render(z), z ∈ [−1, 1]¹⁰: the data manifold is the image of a cube under a smooth map, its tangent space
-at x is spanned by the ten columns of ∂render/∂z, and the attributes of a face are z itself. Every shape is a smooth
-signed distance d (positive inside, in half image sides), turned into a coverage m = σ(d / w) with an edge w of about
-half a pixel: antialiased at any resolution, and differentiable in z. The layers are composited from front to back,
+A face is x = render(z), z ∈ [−1, 1]¹⁰: the data manifold is the image of a cube under a smooth map, with the tangent
+space at x spanned by the ten columns of ∂render/∂z. A shape is a smooth signed distance d, positive inside, turned into
+a coverage m = σ(d / w) with an edge w of about half a pixel. Layers are composited from front to back,
 
     x = Σₖ wₖ cₖ,    wₖ = mₖ Πⱼ₍before k₎ (1 − mⱼ),
 
@@ -166,11 +165,7 @@ def _draw(z: Tensor, resolution: int) -> Tensor:
 
 
 def render(factors: Tensor, resolution: int) -> Tensor:
-    """Render factors (B, 10) in [−1, 1], columns as in `FACTORS`, as images (B, 3, R, R) in [−1, 1], differentiably.
-
-    R is 8 to 1024 pixels. Mirroring an image changes the sign of `pose` (highlights in the eyes excepted), and the
-    factors cover both signs, so training needs no horizontal flip.
-    """
+    """Render factors (B, 10) in [−1, 1], columns as in `FACTORS`, as images (B, 3, R, R) in [−1, 1], differentiably."""
     _check(factors, resolution)
     pieces = [_draw(piece, resolution) for piece in factors.split(max(1, _CHUNK_PIXELS // resolution**2))]
     return 2 * torch.cat(pieces) - 1
@@ -183,10 +178,8 @@ def sample_factors(num: int, *, generator: torch.Generator | None = None, dtype:
 
 def _check(factors: Tensor, resolution: int) -> None:
     if factors.ndim != 2 or factors.shape[1] != len(FACTORS) or not factors.is_floating_point():
-        raise ValueError(
-            f"factors must be a floating-point tensor (B, {len(FACTORS)}) with columns {', '.join(FACTORS)}; "
-            f"got {factors.dtype} of shape {tuple(factors.shape)}"
-        )
+        got = f"{factors.dtype} of shape {tuple(factors.shape)}"
+        raise ValueError(f"factors must be floating-point (B, 10), with columns {', '.join(FACTORS)}; got {got}")
     if not 8 <= resolution <= 1024:
         raise ValueError(f"resolution must be 8 to 1024 pixels; got {resolution}")
     largest = factors.detach().abs().max().item() if len(factors) else 0.0
@@ -197,12 +190,10 @@ def _check(factors: Tensor, resolution: int) -> None:
 class FacesDataset(Dataset[Tensor]):
     """An endless supply of faces: item i is the face of the i-th row of `factors`, drawn from `seed`."""
 
-    channels, horizontal_flip = 3, False
+    channels, horizontal_flip = 3, False  # mirroring changes the sign of `pose`, which has both already
 
     def __init__(self, resolution: int, *, num_images: int = 1_000_000, seed: int = 0) -> None:
         _check(torch.zeros(1, len(FACTORS)), resolution)
-        if num_images < 1:
-            raise ValueError(f"num_images must be at least 1; got {num_images}")
         self.resolution = resolution
         self.factors = sample_factors(num_images, generator=torch.Generator().manual_seed(seed))
 

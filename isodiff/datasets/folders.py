@@ -60,27 +60,24 @@ def open_folder(path: str | Path, shape: Shape, *, count: int | None = None) -> 
         raise FileNotFoundError(f"no such folder or archive: {path}")
     mode = next((mode for mode in ("r:", "r:*") if path.is_dir() or _opens(path, mode)), None)
     if mode is None:
-        raise ValueError(
-            f"{path} is a file but no tar archive, or one cut short before its first entry; "
-            "give a directory, or a .tar, .tar.gz, .tar.bz2 or .tar.xz"
-        )
+        accepted = "give a directory, or a .tar, .tar.gz, .tar.bz2 or .tar.xz"
+        raise ValueError(f"{path} is a file but no tar archive, or one cut short before its first entry; {accepted}")
     stored = _index(path, mode)
     check_count(f"folder:{path}", len(stored.names), count)
     order = np.lexsort((stored.where[:, 1], stored.where[:, 0])).tolist()  # one sweep over each archive
     if mode == "r:":
         return gather(str(path), stored.names, stored, shape, order, left_out=stored.left_out)
     if not fits_memory(len(stored.names), shape):
-        raise ValueError(
-            f"{len(stored.names)} images of {shape[1]} x {shape[2]} pixels exceed the memory that pixels may take, "
-            f"and {path} is compressed; decompress it to a plain .tar (no unpacking needed)"
-        )
+        size = f"{len(stored.names)} images of {shape[1]} x {shape[2]} pixels exceed the memory that pixels may take"
+        raise ValueError(f"{size}, and {path} is compressed; decompress it to a plain .tar (no unpacking needed)")
     spans = stored.where[:, 1:].tolist()
     with tarfile.open(path) as tar:  # decompressed once, in its own order
-        return gather(str(path), stored.names, lambda i: _read(tar.fileobj, *spans[i]), shape, order)
+        read = lambda i: _read(tar.fileobj, *spans[i])  # noqa: E731
+        return gather(str(path), stored.names, read, shape, order, left_out=stored.left_out)
 
 
 def _index(path: Path, mode: str) -> StoredImages:
-    archives, found, left_out = [path], [], ""
+    archives, found, files = [path], [], []
     with suppress(ImportError):
         import pillow_heif
 
@@ -89,13 +86,12 @@ def _index(path: Path, mode: str) -> StoredImages:
         files = list(_files(path))
         archives = sorted(file for file in files if file.suffix.lower() == ".tar")
         found = [(file.relative_to(path).as_posix(), -1, 0, 0) for file in files if _is_image(file.name, file.open)]
-        left_out = _left_out(files)
     for number, archive in enumerate(archives):
         prefix = "" if archive == path else archive.relative_to(path).as_posix() + "/"
-        found += [(prefix + name, number, offset, size) for name, offset, size in _members(archive, mode)]
+        found += [(prefix + name, number, offset, size) for name, offset, size in _members(archive, mode, files)]
     found.sort(key=lambda row: row[0])
     where = np.array([row[1:] for row in found], dtype=np.int64).reshape(-1, 3)
-    return StoredImages(path, tuple(archives), tuple(row[0] for row in found), where, left_out)
+    return StoredImages(path, tuple(archives), tuple(row[0] for row in found), where, _left_out(files))
 
 
 def _files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
@@ -125,8 +121,8 @@ def _left_out(files: list[Path]) -> str:
     return "; ".join(told)
 
 
-def _members(archive: Path, mode: str) -> Iterator[tuple[str, int, int]]:
-    """Yield name, first byte and size of each image of an archive, in the archive's order."""
+def _members(archive: Path, mode: str, others: list[Path]) -> Iterator[tuple[str, int, int]]:
+    """Yield name, first byte and size of each image of an archive, in the archive's order; list its other files."""
     try:
         with tarfile.open(archive, mode) as tar:
             while (member := tar.next()) is not None:
@@ -134,14 +130,15 @@ def _members(archive: Path, mode: str) -> Iterator[tuple[str, int, int]]:
                     content = lambda _, file=tar.fileobj, at=member: _content(file, at.offset_data, at.size)  # noqa: E731
                     if _is_image(Path(member.name).name, content):
                         yield member.name, member.offset_data, member.size
+                    else:
+                        others.append(Path(member.name))
                 tar.members.clear()  # tarfile would keep all headers, a kilobyte each
             tar.fileobj.seek(tar.offset)  # tarfile also ends, silently, at a header that it cannot read
             if any(tar.fileobj.read(tarfile.BLOCKSIZE)):
                 raise tarfile.ReadError(f"no header at byte {tar.offset:,}")
     except _DAMAGED as error:
-        raise ValueError(
-            f"{archive} is damaged or cut short, or not a plain tar archive ({error}); fetch it again, or decompress it"
-        ) from error
+        what = f"{archive} is damaged or cut short, or not a plain tar archive ({error})"
+        raise ValueError(f"{what}; fetch it again, or decompress it") from error
 
 
 def _opens(path: Path, mode: str) -> bool:

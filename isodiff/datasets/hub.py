@@ -1,8 +1,4 @@
-"""Data sets of the Hugging Face hub: found at once or refused at once, and opened whole or as a stream.
-
-Where `datasets` would try for half a minute and then say little, one question with a time limit comes first, and the
-error names the command that fetches the data set. With HF_HUB_OFFLINE=1 nothing is asked, and the cache is used.
-"""
+"""Data sets of the Hugging Face hub: found or refused at once, from the cache with HF_HUB_OFFLINE=1."""
 
 from __future__ import annotations
 
@@ -20,10 +16,7 @@ _ACCEPTED = "accepted are NAME[@REVISION][#SPLIT] of a data set on the hub, or a
 
 
 def open_hub(source: str, shape: Shape, *, count: int | None = None) -> ImageDataset:
-    """Open the first column of images of NAME[@REVISION][#SPLIT], or of a local directory, in order, named by position.
-
-    `count`, where given, is the number of images, checked before any is decoded.
-    """
+    """Open the first column of images of NAME[@REVISION][#SPLIT], or of a local directory; names are positions."""
     table, column = load_table(source, streaming=False)
     check_count(f"hub:{source}", len(table), count)
     names = [f"{i:08d}" for i in range(len(table))]
@@ -43,13 +36,13 @@ def load_table(source: str, *, streaming: bool) -> tuple[Any, str]:
         place, pinned = _locate(name, revision or None)
         table = datasets.load_dataset(place, revision=pinned, split=split or "train", streaming=streaming)
     except unknown as error:
-        raise FileNotFoundError(f"no data set {name!r} was found ({_first_line(error)}); {_ACCEPTED}") from error
+        reason = str(error).partition("\n")[0]
+        raise FileNotFoundError(f"no data set {name!r} was found ({reason}); {_ACCEPTED}") from error
     except (httpx.HTTPError, OSError) as error:
         command = f"hf download {name} --repo-type dataset" + (f" --revision {revision}" if revision else "")
-        raise ConnectionError(
-            f"the hub could not be asked for {name!r} ({_first_line(error)}); on a machine with a connection, run "
-            f"`{command}`, bring its cache here and set HF_HUB_OFFLINE=1; {_ACCEPTED}"
-        ) from error
+        advice = f"on a machine with a connection, run `{command}`, bring its cache here and set HF_HUB_OFFLINE=1"
+        asked = f"the hub could not be asked for {name!r} ({error!r})".replace("\n", " ")
+        raise ConnectionError(f"{asked}; {advice}; {_ACCEPTED}") from error
     except ValueError as error:
         raise ValueError(f"data set {source!r} does not open ({error}); {_ACCEPTED}") from error
     features = table.features or {}
@@ -83,7 +76,3 @@ def _locate(name: str, revision: str | None) -> tuple[str, str | None]:
     else:
         HfApi().dataset_info(name, revision=revision, timeout=_SECONDS)
     return name, revision
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__

@@ -1,6 +1,6 @@
 """What a data point is, however the images are stored, and scikit-learn's digits.
 
-A photograph becomes one in one way: EXIF orientation applied, RGB or grey, largest central part of the shape (C, H, W),
+A photograph becomes one by its EXIF orientation, in RGB or grey, the largest central part of the shape (C, H, W),
 antialiased Lanczos resize, bytes u in 0...255, x = u / 127.5 - 1. One that does not decode completely is left out.
 """
 
@@ -19,13 +19,14 @@ from torch.utils.data import Dataset
 
 MEMORY_LIMIT = 4 * 2**30  # bytes that decoded pixels may take; above it, each image is decoded at every access
 Shape = tuple[int, int, int]  # (C, H, W) of an image
+Read = Callable[[int], Image.Image]  # opens the image at a position
 
 
 @dataclass(frozen=True)
 class DecodedOnDemand:
     """Byte images that are too large to hold: each access decodes one."""
 
-    read: Callable[[int], Image.Image]
+    read: Read
     positions: Sequence[int]
     shape: Shape
 
@@ -52,10 +53,7 @@ class ImageDataset(Dataset[Tensor]):
 
 
 def fit(image: Image.Image, shape: Shape | None) -> Tensor:
-    """Turn any PIL image into uint8 (C, H, W): upright, over white where transparent, central part, Lanczos.
-
-    Without a shape it keeps its own size, in colour.
-    """
+    """Turn any PIL image into uint8 of a shape, by default its own size in colour: upright, over white, Lanczos."""
     if shape is not None:
         side = 4 * max(shape[1:])
         image.draft("RGB", (side, side))  # a JPEG: several times faster, off by about one grey level
@@ -80,8 +78,8 @@ def _bytes_of(values: np.ndarray) -> np.ndarray:
         return (values if high < 2**8 else values >> 8).astype(np.uint8)
     if values.dtype.kind == "f" and low >= 0 and high < 2**8:  # also false of NaN
         return np.round(values * 255 if high <= 1 else values).astype(np.uint8)
-    accepted = "integers 0 to 65535, or floats 0 to 1 or to 255"
-    raise ValueError(f"its greys are {values.dtype} from {low:g} to {high:g}; accepted are {accepted}")
+    greys = f"its greys are {values.dtype} from {low:g} to {high:g}"
+    raise ValueError(f"{greys}; accepted are integers 0 to 65535, or floats 0 to 1 or to 255")
 
 
 def open_digits(shape: Shape) -> ImageDataset:
@@ -103,10 +101,8 @@ def open_digits(shape: Shape) -> ImageDataset:
 def check_count(source: str, found: int, expected: int | None) -> None:
     """Refuse a source that does not hold the number of images expected of it, where one is."""
     if expected is not None and found != expected:
-        raise ValueError(
-            f"{source} holds {found:,} images where {expected:,} are expected: another selection, or an incomplete "
-            f"copy; given by itself, {source} opens whatever it holds"
-        )
+        wrong = f"{source} holds {found:,} images where {expected:,} are expected: another selection, or incomplete"
+        raise ValueError(f"{wrong}; given by itself, {source} opens whatever it holds")
 
 
 def fits_memory(count: int, shape: Shape) -> bool:
@@ -115,21 +111,12 @@ def fits_memory(count: int, shape: Shape) -> bool:
 
 
 def gather(
-    source: str,
-    names: Sequence[str],
-    read: Callable[[int], Image.Image],
-    shape: Shape,
-    order: Iterable[int],
-    *,
-    left_out: str = "",
+    source: str, names: Sequence[str], read: Read, shape: Shape, order: Iterable[int], *, left_out: str = ""
 ) -> ImageDataset:
-    """Decode every image once, in the given order, keeping the bytes if they fit; count those that do not decode.
-
-    One warning tells how many are left out and why, after `left_out`, what the caller has left out already.
-    """
+    """Decode every image once, in the given order, keeping the bytes if they fit; warn of those that do not decode."""
     if not names:
-        more = f"; {left_out}" if left_out else ""
-        raise ValueError(f"no images in {source}; accepted are JPEG, PNG, WebP and what else Pillow opens{more}")
+        accepted = "; ".join(["accepted are JPEG, PNG, WebP and what else Pillow opens", *filter(None, [left_out])])
+        raise ValueError(f"no images in {source}; {accepted}")
     fits = fits_memory(len(names), shape)
     pixels = torch.empty(len(names) if fits else 0, *shape, dtype=torch.uint8)
     broken = {}
@@ -147,13 +134,9 @@ def gather(
     if not good:
         raise ValueError(f"none of the {len(names)} images in {source} can be read: {shown}")
     if broken or left_out:
-        told = [f"{len(broken)} that cannot be read: {shown}"] if broken else []
-        told = "; ".join([*told, *([left_out] if left_out else [])])
-        warnings.warn(f"{source}: {len(good):,} images; left out: {told}", stacklevel=4)
-    if not fits:
-        pixels = DecodedOnDemand(read, good, shape)
-    elif broken:
-        pixels = pixels[good]
+        told = [f"{len(broken)} that cannot be read: {shown}" if broken else "", left_out]
+        warnings.warn(f"{source}: {len(good):,} images; left out: {'; '.join(filter(None, told))}", stacklevel=4)
+    pixels = (pixels[good] if broken else pixels) if fits else DecodedOnDemand(read, good, shape)
     return ImageDataset(pixels, [names[position] for position in good], horizontal_flip=True)
 
 
@@ -168,8 +151,6 @@ def check_images(images: Tensor, rows: int, *, name: str = "generate") -> Tensor
     if bad := int((~images.isfinite()).sum()):
         raise ValueError(f"{name} must give finite images; got {bad} NaN or infinite values")
     if images.abs().max() > 1 + 1e-3:  # further than rounding explains
-        raise ValueError(
-            f"{name} must give images in [−1, 1]; got values from {images.min():.4g} to {images.max():.4g}; "
-            "clamp them, or rescale from [0, 1] or [0, 255]"
-        )
+        got = f"{images.min():.4g} to {images.max():.4g}"
+        raise ValueError(f"{name} must give images in [−1, 1]; got values from {got}; clamp or rescale them")
     return images

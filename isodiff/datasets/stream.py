@@ -1,13 +1,12 @@
-r"""Data sets too large to fetch or index before training: read in order, from wherever a run left off.
+"""Data sets too large to fetch or index before training: read in order, from wherever a run left off.
 
 With N images, the image at position k is number k mod N of the buffer shuffle of `datasets` seeded by (seed, k div N):
-the same in every run and process, so that runs resume and processes share a batch. Each reads all, decodes its own.
+the same in every run and process.
 """
 
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -23,11 +22,7 @@ _END = object()
 
 
 class StreamDataset(Dataset[Tensor]):
-    """Serve NAME[@REVISION][#SPLIT[=COUNT]] by position, over as many epochs as asked for, without fetching it first.
-
-    `count`, COUNT and the number of the data set's card, as far as given, must agree. Going forward costs reading what
-    lies between; going back begins the epoch again. 2,000 photographs of 256 pixels in the buffer take about 200 MB.
-    """
+    """Serve NAME[@REVISION][#SPLIT[=COUNT]] by position, over many epochs; `count`, COUNT and its card must agree."""
 
     horizontal_flip, sequential = True, True  # samplers ask a sequential one for positions 0, 1, 2, …
 
@@ -47,10 +42,8 @@ class StreamDataset(Dataset[Tensor]):
         if all(part in stated and stated[part].num_examples for part in parts):
             known.append(sum(stated[part].num_examples for part in parts))
         if not known:
-            raise ValueError(
-                f"nothing tells how many images {self.source} holds; give their number, "
-                f"as in stream:{location}#{split}=1000"
-            )
+            example = f"stream:{location}#{split}=1000"
+            raise ValueError(f"nothing tells how many images {self.source} holds; give their number, as in {example}")
         for number in known:
             check_count(self.source, number, known[0])
         self.count = known[0]
@@ -70,10 +63,8 @@ class StreamDataset(Dataset[Tensor]):
             with open_cell(cell) as image:
                 return fit(image, self.shape).float() / 127.5 - 1
         except Exception as error:  # whatever a decoder raises
-            raise ValueError(
-                f"the image at position {position:,} of {self.source} cannot be read ({error}); "
-                "hub: instead of stream: leaves such images out"
-            ) from error
+            what = f"the image at position {position:,} of {self.source} cannot be read ({error})"
+            raise ValueError(f"{what}; hub: instead of stream: leaves such images out") from error
 
     def __getitems__(self, positions: Sequence[int]) -> list[Tensor]:
         images = {position: self[position] for position in sorted(set(positions))}  # read in the order of the stream
@@ -95,12 +86,6 @@ class StreamDataset(Dataset[Tensor]):
             return self._last[1]
         epoch, offset = divmod(position, self.count)
         if self._cells is None or position < self._next or epoch != (self._next - 1) // self.count:
-            if self._cells is not None and 0 < position < self._next:
-                warnings.warn(
-                    f"{self.source} was asked to go back from position {self._next - 1:,} to {position:,}: it is read "
-                    "again from the beginning of that epoch; open it with hub: for any order",
-                    stacklevel=3,
-                )
             self._cells, self._next = self._epoch(epoch), epoch * self.count
         cell = next(islice(self._cells, position - self._next, None), _END)
         wrong = f" ended before image {offset + 1:,} of {self.count:,}" if cell is _END else ""

@@ -25,17 +25,15 @@ WAYS = {
     "lazy": ("every 4th step", "#882255", "P"),
     "released": ("released formula", "#555555", "X"),
 }
+Group = Mapping[str, tuple[float, tuple[float, float] | None]]  # by model, a value and its interval
+Levels = Mapping[str, float]
 _ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 3, "columnspacing": 1, "handletextpad": 0.4}
 
 
 def training_curves(curves: Mapping[str, Mapping[str, Sequence]], quantity: str, ax: Axes, *, smooth: int) -> Axes:
     """Draw "dsm" or "anisotropy", or None, of several runs against "step", and its mean over ``smooth`` points."""
-    labels = {
-        "dsm": r"$L_{\mathrm{dsm}}$ (mean squared error of the noise)",
-        "anisotropy": r"anisotropy $L_{\mathrm{iso}}\cdot$rank",
-    }
-    if quantity not in labels:
-        raise ValueError(f"quantity must be one of {', '.join(labels)}; got {quantity!r}")
+    labels = {"dsm": r"$L_{\mathrm{dsm}}$ (mean squared error of the noise)"}
+    labels["anisotropy"] = r"anisotropy $L_{\mathrm{iso}}\cdot$rank"
     for method, curve in curves.items():
         pairs = [(s, v) for s, v in zip(curve["step"], curve[quantity], strict=True) if v is not None]
         if not pairs:
@@ -53,14 +51,9 @@ def training_curves(curves: Mapping[str, Mapping[str, Sequence]], quantity: str,
 
 
 def grouped_points(
-    groups: Mapping[str, Mapping[str, tuple[float, tuple[float, float] | None]]],
-    ax: Axes,
-    *,
-    ylabel: str,
-    xlabel: str = "protocol",
-    lines: Mapping[str, float] | None = None,
+    groups: Mapping[str, Group], ax: Axes, *, ylabel: str, xlabel: str = "protocol", lines: Levels | None = None
 ) -> Axes:
-    """Draw, group by group, each model's value with its interval or None side by side; ``lines`` are dashed levels."""
+    """Draw each model's value with its interval side by side, group by group; ``lines`` are dashed levels."""
     models = list(dict.fromkeys(model for group in groups.values() for model in group))
     for index, model in enumerate(models):
         colour, offset = colour_of(model, index), 0.22 * (index - (len(models) - 1) / 2)
@@ -85,13 +78,10 @@ def difference_forest(
     ax: Axes,
     *,
     xlabel: str,
-    paper: Mapping[str, float] | None = None,
+    paper: Levels | None = None,
     limit: float = np.inf,
 ) -> Axes:
-    """Draw paired differences (R,) with intervals (R, 2) from top to bottom, filled where zero lies outside.
-
-    ``paper`` adds its differences by name; what lies beyond ±``limit`` becomes an arrow at the edge.
-    """
+    """Draw paired differences (R,) with intervals (R, 2), filled where zero lies outside; arrows are beyond ±limit."""
     published = {"marker": "D", "ms": 5, "color": COLOURS["chart_identity"], "mfc": "none", "zorder": 2, "ls": "none"}
     for row, (name, value, (low, high)) in enumerate(zip(names, differences, intervals, strict=True)):
         colour, face = ("#8a8a8a", "white") if low <= 0 <= high else ("#222222", "#222222")
@@ -117,16 +107,9 @@ def difference_forest(
 
 
 def cost_over_resolution(cells: Sequence[Mapping[str, Any]], ax: Axes, *, batch: int, quantity: str) -> Axes:
-    """Draw "cpu_seconds", "seconds" or "mib" of a pass in each of the `WAYS` over the side of the image.
-
-    ``cells`` is the part ``steps`` that `benchmarks/cost.py` writes; those of another batch are left out.
-    """
+    """Draw a quantity of ``steps``, which `benchmarks/cost.py` writes, in each of the `WAYS` over the image's side."""
     units = {"cpu_seconds": "CPU seconds a pass", "seconds": "seconds a pass", "mib": "peak memory of a pass, MiB"}
-    if quantity not in units:
-        raise ValueError(f"quantity must be one of {', '.join(units)}, got {quantity!r}")
     measured = [cell for cell in cells if cell["batch"] == batch and "ways" in cell]
-    if not measured:
-        raise ValueError(f"no cell of batch {batch} was measured; there are {sorted({c['batch'] for c in cells})}")
     for name, (label, colour, marker) in WAYS.items():
         values = {cell["resolution"]: cell["ways"][name][quantity] for cell in measured if name in cell["ways"]}
         if points := [(side, value) for side, value in values.items() if value]:
@@ -145,10 +128,7 @@ def cost_over_resolution(cells: Sequence[Mapping[str, Any]], ax: Axes, *, batch:
 def factor_paths(
     position: ArrayLike, factors: ArrayLike, names: Sequence[str], ax: Axes, *, columns: Sequence[int]
 ) -> Axes:
-    """Draw the true factors (N + 1, K) along a path: up to eight columns in colour with their detours, others grey.
-
-    The detour is ∑|Δz| − |z_N − z_0|; dotted is the straight way between the ends of each coloured factor.
-    """
+    """Draw the true factors (N + 1, K) along a path, columns in colour with their detours ∑|Δz| − |z_N − z_0|."""
     position, factors = np.asarray(position), np.asarray(factors, dtype=float)
     excess = np.abs(np.diff(factors, axis=0)).sum(axis=0) - np.abs(factors[-1] - factors[0])
     ax.plot(position, np.delete(factors, columns, axis=1), color="#b8b8b8", lw=0.8, zorder=1)

@@ -1,7 +1,4 @@
-"""A unit sphere seen from 22° above the equator, at 25° of longitude, and its stereographic chart.
-
-The axes are two-dimensional: matplotlib's own three-dimensional ones do not tell the far side from the near side.
-"""
+"""A unit sphere seen from 22° above the equator, at 25° of longitude, and its stereographic chart."""
 
 from __future__ import annotations
 

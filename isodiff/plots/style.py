@@ -1,7 +1,4 @@
-"""One look for every figure of the course: a colour per method, quiet axes, a caption with n and seeds.
-
-The colours, of Okabe and Ito (2008) and Tol's muted scheme, are told apart under the common forms of colour blindness.
-"""
+"""One look for every figure: colours of Okabe and Ito (2008) and Tol's muted scheme, quiet axes, a caption."""
 
 from __future__ import annotations
 
@@ -61,8 +58,6 @@ def colour_of(name: str, index: int) -> str:
 
 def caption(fig: Figure, text: str) -> Text:
     """Write what is drawn, with n and seeds, under a figure with a constrained layout, wrapped to its width."""
-    if not text.strip():
-        raise ValueError(f"caption got {text!r}; say what is drawn, with n and seeds")
     # about 14.5 characters of 9-point DejaVu Sans to the inch
     lines = textwrap.fill(" ".join(text.split()), max(20, int(14.5 * fig.get_figwidth())))
     return fig.supxlabel(lines, x=0.01, ha="left", fontsize=9, color="#555555")

@@ -1,6 +1,5 @@
 """The reproduction: claims, the experiments that decide them, and verdicts from records alone.
 
-A claim is a table of `claims.toml`, which names its endpoint and its rule; what is run for it is in `experiments.toml`.
 `run` leaves a record a run, `endpoints` makes of these one number a seed, `rules` a verdict and `report` tables.
 """
 

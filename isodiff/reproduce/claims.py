@@ -1,7 +1,4 @@
-"""What is claimed, and what is trained and measured to decide it: `claims.toml` and `experiments.toml`, read.
-
-A fault in a table is a ValueError that names the table and the key.
-"""
+"""What is claimed, and what is trained and measured to decide it: `claims.toml` and `experiments.toml`, read."""
 
 from __future__ import annotations
 
@@ -55,9 +52,7 @@ class Experiment:
     """Models that are compared, at one profile."""
 
     dataset: str
-    base: (
-        str | dict[str, Any]
-    )  # a shipped model, or its own: architecture, config and where other than usual resolution
+    base: str | dict[str, Any]  # a shipped model, or its own: architecture, config, where other than usual resolution
     config: dict[str, Any]
     arms: dict[str, Arm]
     sizes: dict[str, Any]
@@ -66,13 +61,9 @@ class Experiment:
     def settings(self, name: str) -> dict[str, Any]:
         """Return what decides the record of an arm, but its seed."""
         arm = self.arms[name]
-        return {
-            "dataset": self.dataset,
-            "base": self.base,
-            "config": None if arm.changes is None else {**self.config, **arm.changes},
-            "families": arm.families,
-            "sizes": {**self.sizes, **arm.sizes},
-        }
+        config = None if arm.changes is None else {**self.config, **arm.changes}
+        facts = {"dataset": self.dataset, "base": self.base, "config": config, "families": arm.families}
+        return facts | {"sizes": {**self.sizes, **arm.sizes}}
 
 
 @_strict
@@ -124,16 +115,11 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
     return {**under, **over, **both}
 
 
-_FILE, _CLAIMS = (
-    tomllib.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
-    for name in ("experiments.toml", "claims.toml")
-)
+_FOLDER = Path(__file__).parent
+_FILE, _CLAIMS = (tomllib.loads((_FOLDER / f"{n}.toml").read_text(encoding="utf-8")) for n in ("experiments", "claims"))
 PROFILES: dict[str, str] = _FILE["profiles"]
+_TABLES = {name: facts["table"] for name, facts in _FILE["experiments"].items() if "table" in facts}
 # tables of the report: heading → experiment, quantities by heading
-TABLES: dict[str, tuple[str, Mapping[str, str]]] = {
-    facts["table"]["title"]: (name, facts["table"]["columns"])
-    for name, facts in _FILE["experiments"].items()
-    if "table" in facts
-}
+TABLES: dict[str, tuple[str, Mapping[str, str]]] = {t["title"]: (name, t["columns"]) for name, t in _TABLES.items()}
 HEADLINES: tuple[str, ...] = tuple(_CLAIMS.pop("headlines"))
 CLAIMS = read_claims(_CLAIMS)  # by name, in the order of the verdict table

@@ -17,8 +17,7 @@ Values = dict[str, float]
 def sphere(seed: int, *, num_steps: int, batch_size: int) -> Values:
     """Train autoencoders of the two-sphere but for a cap of 60°, with estimated and with exact traces (Fig. 2).
 
-    ``stress_<method>`` is how far latent distances are from proportional to geodesic ones, over 2,000 pairs, and
-    ``anisotropy_<traces>`` 2 · L_iso after training. The weights of the term are those of notebook 01.
+    ``stress_<method>`` is Kruskal's, over 2,000 pairs, and ``anisotropy_<traces>`` 2 · L_iso after training.
     """
     ways = {
         ("reconstruction", "estimated"): (None, 0.0),
@@ -29,19 +28,9 @@ def sphere(seed: int, *, num_steps: int, batch_size: int) -> Values:
     points = toy.sample_sphere((2, 2_000), 60.0, torch.Generator().manual_seed(10_000 + seed))
     values = {}
     for (method, traces), (metric, weight) in ways.items():
-        networks = toy.Autoencoders([seed])
-        history = toy.train(
-            networks,
-            metric=metric,
-            lambda_iso=weight,
-            opening=60.0,
-            num_steps=num_steps,
-            batch_size=batch_size,
-            traces=traces,
-            data_seed=2 * seed,
-            probe_seed=2 * seed + 1,
-            record_every=num_steps,
-        )
+        networks, told = toy.Autoencoders([seed]), {"num_steps": num_steps, "record_every": num_steps}
+        told |= {"batch_size": batch_size, "opening": 60.0, "data_seed": 2 * seed, "probe_seed": 2 * seed + 1}
+        history = toy.train(networks, metric=metric, lambda_iso=weight, traces=traces, **told)
         if method == "stereographic":
             values[f"anisotropy_{traces}"] = 2 * history.isometry[-1].item()
         if traces == "estimated":
@@ -53,10 +42,7 @@ def sphere(seed: int, *, num_steps: int, batch_size: int) -> Values:
 
 
 def trace(seed: int, *, num_repeats: int, size: int = 256) -> Values:
-    """Estimate the trace of a Gaussian matrix with N = 1, 2, 4 … 256 probes (App. A.1, Fig. I).
-
-    ``slope`` is that of log root-mean-square error over log N, −1/2 by theory; ``error_<N>`` the error at both ends.
-    """
+    """Estimate a trace with N = 1, 2 … 256 probes (App. A.1, Fig. I): `slope` of log error over log N is −1/2."""
     generator = torch.Generator().manual_seed(seed)
     matrix = torch.randn(size, size, generator=generator, dtype=torch.float64)
     counts, errors = [2**k for k in range(9)], []
@@ -69,11 +55,7 @@ def trace(seed: int, *, num_repeats: int, size: int = 256) -> Values:
 
 
 def shell(seed: int, *, num_images: int, resolution: int) -> Values:
-    """Measure where noisy faces lie at t = 500, against the sphere of noise (Sec. 3.1).
-
-    ``radius_excess`` is their mean norm over √(1−ᾱ_t) E‖ε‖, minus 1; ``thickness_excess`` the coefficient of variation
-    of the norm over that of pure noise, minus 1.
-    """
+    """Measure where noisy faces lie at t = 500 against the sphere of noise: norm and its variation (Sec. 3.1)."""
     from diffusers import DDPMScheduler
 
     images = datasets.open_dataset("faces", resolution, seed=seed)
@@ -83,10 +65,9 @@ def shell(seed: int, *, num_images: int, resolution: int) -> Values:
 
 
 def cost(seed: int, *, resolution: int, batch_size: int, repeats: int) -> Values:
-    """Time the losses of a training step, forward and backward, in medians of processor time over interleaved repeats.
+    """Time the losses of a training step, forward and backward: medians of processor time over interleaved repeats.
 
-    ``step_ratio`` is of a step with the term on half of the steps (p = 1/2) over a plain one, ``row_ratio`` the same on
-    a quarter of the rows.
+    ``step_ratio`` is of a step at p = 1/2 over a plain one, ``row_ratio`` the same on a quarter of the rows.
     """
     pipeline = diffusion.build_pipeline("faces32", resolution=resolution, seed=seed)
     unet, scheduler = pipeline.unet.requires_grad_(True), pipeline.scheduler

@@ -46,10 +46,10 @@ def _sizes(folder: Path) -> str:
     for experiment, images in {"faces16": "16²", "faces32": "32²", "latent64": "latents of 64²"}.items():
         seeds = seeds_of(folder, experiment, "isometric")
         settings = load_run(record(folder, experiment, "isometric", seeds[0]))["run"]["settings"]
-        config, base = settings["config"], settings["base"]
-        start = f"the shipped {base}"
-        if not isinstance(base, str):
-            start = f"{len(seeds)} bases of {base['config']['num_steps']:,} steps of {base['config']['batch_size']}"
+        config, start = settings["config"], f"the shipped {settings['base']}"
+        if isinstance(settings["base"], dict):
+            own = settings["base"]["config"]
+            start = f"{len(seeds)} bases of {own['num_steps']:,} steps of {own['batch_size']}"
         told.append(f"{images}: {start}, fine-tuned {config['num_steps']} steps of {config['batch_size']}")
     return f"Faces of {'; '.join(told)}; weight {config['lambda_iso']:g} on anisotropy; {len(seeds)} seeds."
 
@@ -103,11 +103,10 @@ def headline() -> Figure:
     path = torch.cat([geometry.slerp(x_T[:1], x_T[1:], tau) for tau in torch.linspace(0, 1, 9).tolist()])
     results = data_directory() / "results"
     measured = {name: metrics.Record.load(results / f"faces32-{name}.json").measurements for name in names}
-    keys = ("anisotropy_t600", "anisotropy_t800", "map_anisotropy")
-    groups = {
-        title: {name: (found[key].value, found[key].interval) for name, found in measured.items()}
-        for title, key in zip(("encoder\nt = 600", "encoder\nt = 800", "noise →\npicture"), keys, strict=True)
-    }
+    titles = ("encoder\nt = 600", "encoder\nt = 800", "noise →\npicture")
+    keys, groups = ("anisotropy_t600", "anisotropy_t800", "map_anisotropy"), {}
+    for title, key in zip(titles, keys, strict=True):
+        groups[title] = {name: (found[key].value, found[key].interval) for name, found in measured.items()}
     fig, axes = plt.subplot_mosaic([["maps", name] for name in names], figsize=(11, 3.5), width_ratios=(1, 1.9))
     grouped_points(groups, axes["maps"], xlabel="map", ylabel="anisotropy (1 is an isometry)")
     axes["maps"].set_yscale("log")
@@ -117,12 +116,12 @@ def headline() -> Figure:
             pictures = metrics.Generator(diffusion.load_pipeline(f"faces32/{name}"), 20)(path)
         image_strip(pictures, axes[name], ylabel=name)
     before, after = measured.values()
-    times = [f"{before[key].value / after[key].value:.0f}" for key in keys[:2]]
+    times = " and ".join(f"{before[key].value / after[key].value:.0f}" for key in keys[:2])
     apart = metrics.compare(after["map_anisotropy"], before["map_anisotropy"]).is_outside_noise
     caption(
         fig,
-        f"Left: isometric fine-tuning makes the encoder of a small model of faces {times[0]} and {times[1]} "
-        f"times more isotropic ({before['anisotropy_t600'].n} images), the map that makes pictures "
+        f"Left: isometric fine-tuning makes the encoder of a small model of faces {times} times more isotropic "
+        f"({before['anisotropy_t600'].n} images), the map that makes pictures "
         f"{'a little' if apart else 'not measurably'} ({before['map_anisotropy'].n} latents; 95 % intervals, one "
         f"training of each). Right: a great circle of noise, decoded by both; pair 0, not chosen.",
     )

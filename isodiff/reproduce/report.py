@@ -39,8 +39,8 @@ class Decision:
     @property
     def ours_in_full(self) -> str:
         """Our value, how it was measured and what counts."""
-        claim = self.claim
-        return f"{self.ours}; {claim.protocol}; {claim.rule.text(claim.unit)}" if self.estimate else self.ours
+        how = f"; {self.claim.protocol}; {self.claim.rule.text(self.claim.unit)}" if self.estimate else ""
+        return self.ours + how
 
     def as_verdict(self) -> Verdict:
         """Return the row of a verdict table."""
@@ -68,10 +68,7 @@ def _signed(number: float) -> str:
 
 
 def decide(folder: Path, names: Iterable[str] | None = None) -> list[Decision]:
-    """Decide claims, by default all, in the order of `CLAIMS`; a claim asked for without records is refused.
-
-    The correction always runs over all claims that have an endpoint; one without records decides nothing.
-    """
+    """Decide claims, by default all, in the order of `CLAIMS`; the correction always runs over all with an endpoint."""
     wanted = list(CLAIMS) if names is None else check_names(names)
     found = {name: Decision(claim, None, claim.settled or "not testable here") for name, claim in CLAIMS.items()}
     p_values = {name: 1.0 for name, claim in CLAIMS.items() if claim.endpoint is not None}
@@ -83,10 +80,9 @@ def decide(folder: Path, names: Iterable[str] | None = None) -> list[Decision]:
             body = load_run(record(folder, experiment, arm, seeds_of(folder, experiment, arm)[0]))
         except (FileNotFoundError, KeyError, ValueError) as error:
             if name in wanted:
-                raise FileNotFoundError(
-                    f"{name} cannot be decided from {folder} ({error.args[0]}); what it needs, records of "
-                    f"{', '.join(claim.endpoint.experiments)}, is made by: isodiff reproduce {name}"
-                ) from error
+                needed = f"records of {', '.join(claim.endpoint.experiments)}, is made by: isodiff reproduce {name}"
+                what = f"{name} cannot be decided from {folder} ({error.args[0]})"
+                raise FileNotFoundError(f"{what}; what it needs, {needed}") from error
             continue
         verdict, p_values[name] = claim.rule.decide(estimate)
         found[name] = Decision(claim, estimate, verdict, p_values[name], sample=sample_of(body, quantity))
@@ -167,9 +163,9 @@ def write_report(folder: Path) -> list[Path]:
     text += ["Mean over seeds ± standard error of the mean."]
     plain = []
     for d in decisions:
-        values = [float(f"{value:.6g}") for value in d.estimate.values] if d.estimate else []
         facts = {"claim": d.claim.name, "verdict": d.verdict, "corrected": d.corrected, "p": float(f"{d.p:.4g}")}
-        plain.append(facts | {"values": values, "ours": d.ours})
+        values = d.estimate.values if d.estimate else ()
+        plain.append(facts | {"values": [float(f"{value:.6g}") for value in values], "ours": d.ours})
     write_whole(folder / "verdicts.md", "\n\n".join(text) + "\n")
     write_whole(folder / "verdicts.json", json.dumps(plain, indent=1) + "\n")
     return [folder / "verdicts.md", folder / "verdicts.json"]

@@ -2,10 +2,8 @@
 
 Over S seeds the interval of an endpoint is Student's, ``mean ± t_{S−1} · sd / √S``. With ``θ`` the smallest effect that
 would still count, the claim is *not reproduced* where the interval leaves out every effect of at least ``θ``, else
-*reproduced* where it leaves out zero, and else *underpowered*.
-
-Each decided claim has a p-value, twice that of the one-sided test its verdict rests on, as each rule can end in two
-verdicts. Over all claims they are corrected by Benjamini and Hochberg (1995); what does not survive is *underpowered*.
+*reproduced* where it leaves out zero, and else *underpowered*. A p-value is twice that of the one-sided test that its
+verdict rests on; what does not survive Benjamini and Hochberg (1995) over all claims is *underpowered*.
 """
 
 from __future__ import annotations
@@ -96,7 +94,7 @@ class Within:
             raise ValueError(f"low must be below high; got {self.low} and {self.high}")
 
     def decide(self, estimate: Estimate) -> tuple[str, float]:
-        """Return the verdict and its p-value: two one-sided tests (Schuirmann 1987) for, one against."""
+        """Return the verdict and its p-value: two one-sided tests (Schuirmann 1987)."""
         low, high = estimate.interval
         if self.low <= low and high <= self.high:
             return "reproduced", 2 * max(estimate.tail(self.low, below=False), estimate.tail(self.high, below=True))

@@ -1,8 +1,4 @@
-"""Execute experiments: one record a run, whole or not at all, several runs at a time.
-
-What is there and fits is left as it is; a training goes on from its last checkpoint and a measurement from its cache.
-Runs share nothing but the base of their seed, which is trained before them.
-"""
+"""Execute experiments: one record a run, whole or not at all, several runs at a time, after the base of their seed."""
 
 from __future__ import annotations
 
@@ -64,21 +60,14 @@ class Place:
 
 def runs_of(experiments: Mapping[str, Experiment | Program]) -> list[Run]:
     """Return the runs of some experiments, base first, seed by seed."""
-    return [
-        Run(name, seed, arm, {**experiment.settings(arm), "seed": seed})
-        for name, experiment in experiments.items()
-        for seed in range(experiment.seeds)
-        for arm in experiment.arms
-    ]
+    whole = [(n, e, seed, arm) for n, e in experiments.items() for seed in range(e.seeds) for arm in e.arms]
+    return [Run(name, seed, arm, {**experiment.settings(arm), "seed": seed}) for name, experiment, seed, arm in whole]
 
 
 def reproduce(
     experiments: Mapping[str, Experiment | Program], place: Place, *, jobs: int = 2, progress: bool = True
 ) -> list[str]:
-    """Execute every run of some experiments that has no record yet; return what failed, a line each.
-
-    `jobs` processes run at a time, each with its share of the processor's threads. A failure stops no other run.
-    """
+    """Execute every run of some experiments that has no record yet; return what failed, a line each."""
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1; got {jobs}")
     runs = runs_of(experiments)
@@ -92,13 +81,12 @@ def reproduce(
         for wave in (first, later):
             with ProcessPoolExecutor(jobs, **options) as pool:
                 try:
-                    futures = {pool.submit(execute, run, place): run for run in wave}
+                    futures = {pool.submit(execute, run, place): run.file for run in wave}
                     for future in as_completed(futures):
-                        run = futures[future]
                         bar.update()
-                        bar.set_description(f"{run.experiment} {run.arm} seed {run.seed}")
                         if error := future.exception():
-                            failures.append(f"{run.file}: {type(error).__name__}: {' '.join(str(error).split())}")
+                            words = " ".join(str(error).split())
+                            failures.append(f"{futures[future]}: {type(error).__name__}: {words}")
                 except BaseException:
                     pool.shutdown(wait=False, cancel_futures=True)  # interrupted: start nothing more
                     raise
@@ -119,9 +107,10 @@ def is_done(run: Run, place: Place) -> bool:
     if not path.is_file():
         return False
     written, wanted = load_run(path)["run"]["settings"], run.settings
-    if differ := [name for name in sorted(written.keys() | wanted.keys()) if written.get(name) != wanted.get(name)]:
-        names = ", ".join(differ)
-        raise ValueError(f"{path} was made with other settings ({names}); choose another output, or delete it")
+    names = sorted(name for name in written.keys() | wanted.keys() if written.get(name) != wanted.get(name))
+    if names:
+        differ = f"{path} was made with other settings ({', '.join(names)})"
+        raise ValueError(f"{differ}; choose another output, or delete it")
     return True
 
 
@@ -140,23 +129,15 @@ def execute(run: Run, place: Place) -> None:
 
 
 def _measure(run: Run, place: Place) -> dict[str, Any]:
-    """Return a record's curves and measurements: of these what decides between seeds, and details over t."""
+    """Return a record's curves and measurements, of these what decides between seeds."""
     model, curves = _model(run, place)
-    found = metrics.evaluate(
-        model,
-        run.settings["families"],
-        dataset=place.dataset(run),
-        profile="gpu" if place.profile == "gpu" else "cpu",
-        seed=run.seed,
-        device=place.device,
-        sizes=run.settings["sizes"],
-        cache=place.work / "cache",
-    )
-    measurements = {}
-    for name, facts in ((name, measured.to_json()) for name, measured in found.measurements.items()):
+    told = {"dataset": place.dataset(run), "sizes": run.settings["sizes"], "seed": run.seed, "device": place.device}
+    told |= {"profile": "gpu" if place.profile == "gpu" else "cpu", "cache": place.work / "cache"}
+    found = metrics.evaluate(model, run.settings["families"], **told)
+    measurements = {name: measured.to_json() for name, measured in found.measurements.items()}
+    for name, facts in measurements.items():
         kept = {key: facts[key] for key in ("value", "interval", "n", "unit", "protocol", "replicates", "kind")}
-        kept["details"] = {key: value for key, value in facts["details"].items() if key in _DETAILS}
-        measurements[name] = kept
+        measurements[name] = kept | {"details": {k: v for k, v in facts["details"].items() if k in _DETAILS}}
     return curves | {"measurements": measurements}
 
 
@@ -174,15 +155,12 @@ def _model(run: Run, place: Place) -> tuple[Any, dict[str, Any]]:
     else:
         pipeline, origin = diffusion.load_pipeline(place.model(run, "base")), "base of the same seed"
     dataset, folder = place.dataset(run), place.model(run)
+    images = datasets.open_dataset(dataset, diffusion.image_shape(pipeline), seed=run.seed)
+    config = diffusion.FinetuneConfig(**fields, seed=run.seed)
+    told = {"provenance": {"dataset": dataset, "base": origin}, "progress": False}
     began, new = time.perf_counter(), not folder.exists()
     trained = diffusion.train(
-        pipeline,
-        datasets.open_dataset(dataset, diffusion.image_shape(pipeline), seed=run.seed),
-        diffusion.FinetuneConfig(**fields, seed=run.seed),
-        folder,
-        provenance={"dataset": dataset, "base": origin},
-        accelerator=diffusion.accelerator_for(place.device),
-        progress=False,  # one bar for all is enough
+        pipeline, images, config, folder, accelerator=diffusion.accelerator_for(place.device), **told
     )
     curves = diffusion.read_record(folder / diffusion.RECORD)["curves"]
     facts = {"curves": {name: _thin(curves[name]) for name in ("dsm", "step", "anisotropy")}}

@@ -17,17 +17,13 @@ _POINT = {"color": "black", "markeredgecolor": "white", "markersize": 5, "zorder
 
 
 class SphereExplorer(Explorer):
-    """Show a point of S²(r), its stereographic coordinates z, and a circle of 12° around it.
-
-    Its image is 1/√G times as large, G = 4r⁴/(‖z‖² + r²)² (Eq. 3, Hahm et al. 2024), and leaves the picture above 45°.
-    """
+    """Show a point of S²(r), its chart z and a circle around it, G = 4r⁴/(‖z‖² + r²)² (Eq. 3, Hahm et al. 2024)."""
 
     def __init__(self) -> None:
-        south, west, inner = np.linspace(-90, 45, 55), np.linspace(-180, 180, 73), np.linspace(0.5, 1.5, 21)
         controls = {
-            "latitude": slider(south, "latitude", "Degrees north of the equator", 20, ".1f"),
-            "longitude": slider(west, "longitude", "Degrees east", 45, ".0f"),
-            "radius": slider(inner, "radius r", "Radius of the sphere", 1),
+            "latitude": slider(np.linspace(-90, 45, 55), "latitude", "Degrees north of the equator", 20, ".1f"),
+            "longitude": slider(np.linspace(-180, 180, 73), "longitude", "Degrees east", 45, ".0f"),
+            "radius": slider(np.linspace(0.5, 1.5, 21), "radius r", "Radius of the sphere", 1),
         }
         super().__init__("The sphere and its stereographic chart", controls)
 

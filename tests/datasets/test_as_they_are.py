@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tarfile
 import warnings
 from pathlib import Path
 
@@ -50,6 +51,13 @@ def test_what_cannot_be_opened_is_counted_with_the_remedy(tmp_path: Path) -> Non
     (tmp_path / "gone.png").unlink()
     with pytest.raises(ValueError, match=r"no images in .*3 HEIC.*pillow-heif"):
         open_dataset(f"folder:{tmp_path}", 8)
+    picture(tmp_path / "b.png")
+    with tarfile.open(tmp_path / "packed.tar", "w") as tar:
+        tar.add(tmp_path / "b.png", "b.png")
+        tar.add(tmp_path / "IMG_0.HEIC", "more/IMG_0.HEIC")
+    for spec, number in ((tmp_path, 4), (tmp_path / "packed.tar", 1)):
+        with pytest.warns(UserWarning, match=rf"left out: {number} HEIC, which Pillow does not open"):
+            open_dataset(f"folder:{spec}", 8)
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,6 @@ def test_dataset_is_deterministic_and_batched() -> None:
         (lambda: render(torch.full((1, 10), 1.5), 32), r"\[-1, 1\].*1\.5"),
         (lambda: render(torch.full((1, 10), torch.nan), 32), r"\[-1, 1\].*nan"),
         (lambda: FacesDataset(4), "8 to 1024 pixels; got 4"),
-        (lambda: FacesDataset(32, num_images=0), "at least 1; got 0"),
         (lambda: estimate_factors(torch.zeros(2, 1, 32, 32)), r"\(B, 3, R, R\).*\(2, 1, 32, 32\)"),
         (lambda: estimate_factors(torch.full((1, 3, 16, 16), torch.inf)), "finite"),
     ],

@@ -289,7 +289,7 @@ def invert_images(x: Tensor, **options: int) -> None:
         (lambda: effects(Z[:, 1:], GAMMAS), r"shape \(n, 9, K\), one row a move; got \(2, 8, 3\)"),
         (lambda: effects(np.where(np.arange(27).reshape(9, 3) == 7, np.nan, Z[:1]), GAMMAS), "finite; got 1 NaN"),
         (lambda: effects(Z * [[[1]], [[0]]], GAMMAS), "those of latent 1 change none"),
-        (lambda: measure(num_latents=1), "num_latents must be at least 2 and batch_size at least 1; got 1"),
+        (lambda: measure(num_latents=1), "num_latents must be at least 2; got 1"),
         (lambda: measure(gammas=(-60, -1, 0, 1, 60)), "half a great circle.*arc of length 60"),
         (lambda: measure(k=257), "255, got 257"),
         (lambda: measure(generate=Draws(lambda x: perfect(x)[:, :1])), r"\(B, 3, R, R\)"),
@@ -298,7 +298,7 @@ def invert_images(x: Tensor, **options: int) -> None:
         (lambda: invert_images(images() + 1), "images must give images in"),
         (lambda: invert_images(images(), num_steps=0), "num_steps must be 1 to 1000; got 0"),
         (lambda: invert_images(images(), refinements=-1), "refinements must be at least 0; got -1"),
-        (lambda: neighbour_correlation(images()[:, :, :1]), r"H, W ≥ 2; got \(4, 1, 1, 16\)"),
+        (lambda: neighbour_correlation(images()[:, :, :1]), r"≥ 2, ≥ 2.; got shape \(4, 1, 1, 16\)"),
         (lambda: excess_kurtosis(images() * torch.nan), "must be finite; got 1024 NaN"),
         (
             lambda: neighbour_correlation(images() * (torch.arange(4) != 1).view(4, 1, 1, 1)),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
@@ -96,16 +94,3 @@ def test_factor_paths_name_the_detour_of_those_in_colour(ax: Axes) -> None:
     lines = {line.get_label(): line.get_ydata().tolist() for line in ax.get_lines()}
     assert lines["hair length +1.00"] == [0, 0.5, 0]
     assert labels(ax) == ("position on the path", "factor")
-
-
-@pytest.mark.parametrize(
-    ("draw", "message"),
-    [
-        (lambda ax: curves.training_curves(RUNS, "loss", ax, smooth=1), "one of dsm, anisotropy; got 'loss'"),
-        (lambda ax: curves.cost_over_resolution(CELLS, ax, batch=4, quantity="mib"), r"batch 4 .* there are \[1, 8\]"),
-        (lambda ax: curves.cost_over_resolution(CELLS, ax, batch=8, quantity="joules"), "mib, got 'joules'"),
-    ],
-)
-def test_what_cannot_be_drawn_is_refused_by_name(draw: Callable[[Axes], Axes], message: str, ax: Axes) -> None:
-    with pytest.raises(ValueError, match=message):
-        draw(ax)
