@@ -283,7 +283,7 @@ class Evaluate:
     progress: bool = True  # whether to show progress bars
 
     def __call__(self) -> None:
-        from isodiff.metrics import cached, comparison_table, evaluate, evaluate_frames
+        from isodiff.metrics import Record, cached, comparison_table, evaluate, evaluate_frames
 
         self.check()
         models = (frames_name(self.frames),) if self.frames else self.models
@@ -292,6 +292,8 @@ class Evaluate:
         if len(set(paths)) < len(paths):
             raise ValueError(f"two models would write the same record; give each a name of its own: {self.models}")
         require_folder(output)
+        for path in filter(Path.exists, paths):
+            Record.load(path)  # what is no record is not replaced
         processes, device = join_processes(self.device)
         cache, main = self.cache or repository_root() / "runs" / "cache", processes.is_main_process
         shared = {"device": device, "progress": main and self.progress}

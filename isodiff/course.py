@@ -23,7 +23,7 @@ import torch
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from isodiff.files import repository_root, require_folder, resolve_device, write_whole
+from isodiff.files import claim_folder, repository_root, resolve_device, write_whole
 from isodiff.verdict import VERDICT_KINDS, VERDICTS_MIME, Verdict, verdict_table
 
 if TYPE_CHECKING:
@@ -95,8 +95,8 @@ def run_notebooks(
     jobs = min((1 if profile == "gpu" else cores) if jobs is None else jobs, len(chosen))
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1; got {jobs}")
-    output = Path(output) if output else repository_root() / "runs" / profile
-    require_folder(output)
+    output = Path(output or repository_root() / "runs" / profile)
+    claim_folder(output, ["index.html", *(path.name for path in chosen)], overwrite=None, inputs=(folder,))
     output.mkdir(parents=True, exist_ok=True)
     with kernel_of_this_interpreter(threads=max(1, cores // jobs)), ThreadPoolExecutor(jobs) as pool:
         running = pool.map(lambda path: run_notebook(path, output / path.name, changes[path], update=update), chosen)

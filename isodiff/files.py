@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,18 +37,22 @@ def require_folder(path: Path) -> None:
 
 
 def claim_folder(
-    path: str | Path, ours: tuple[str, ...], *, overwrite: bool = False, inputs: tuple[Path, ...] = ()
+    path: str | Path, ours: Iterable[str], *, overwrite: bool | None = False, inputs: tuple[Path, ...] = ()
 ) -> Path:
-    """Return the folder of a run, resolved; refuse one of the `inputs`, or one that holds things but none of `ours`."""
+    """Return the folder of a run, resolved; refuse one of the `inputs`, or one that holds things but none of `ours`.
+
+    `overwrite` is None where the command has no such option.
+    """
     folder = Path(path).expanduser().resolve()
     require_folder(folder)
     for source in map(Path.resolve, inputs):
         if folder.is_relative_to(source):
             raise ValueError(f"output {str(path)!r} is {source} itself or lies in it; give another directory")
     found = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-    if found and not overwrite and not any(name in found for name in ours):
+    if found and not overwrite and not set(ours) & set(found):
         held = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
-        advice = "give another directory, or --overwrite to replace what has the same names"
+        advice = "give another directory"
+        advice += "" if overwrite is None else ", or --overwrite to replace what has the same names"
         raise FileExistsError(f"output {str(path)!r} holds {held}, which no run of isodiff wrote; {advice}")
     return folder
 

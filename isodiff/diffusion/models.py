@@ -295,6 +295,12 @@ def _variant(folder: Path) -> str | None:
     found = {match[2] for file in folder.glob("*") if (match := re.fullmatch(name, file.name))}
     if not found:
         raise ValueError(f"its {folder.name} has no weights diffusion_pytorch_model.safetensors or .bin")
+    for file in folder.glob("diffusion_pytorch_model*"):
+        with file.open("rb") as opened:
+            if opened.read(24) == b"version https://git-lfs.":
+                raise ValueError(
+                    f"{file.name} is a pointer of Git LFS to weights that are not here; git lfs pull gets them"
+                )
     if None in found:
         return None
     if len(found) > 1:

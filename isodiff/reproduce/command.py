@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from isodiff.files import data_directory, repository_root, require_folder, resolve_device, write_whole
+from isodiff.files import claim_folder, data_directory, repository_root, resolve_device, write_whole
 from isodiff.reproduce.claims import CLAIMS, experiments
 from isodiff.reproduce.readme import fill_readme, readme_blocks, write_figures
 from isodiff.reproduce.report import check_names, decide, tally, write_report
@@ -40,8 +40,8 @@ def reproduce_claims(
     own = repository_root() / "runs" / "reproduce" / profile
     records = data_directory() / "results" / "reproduce" if profile == "cpu" else own / "records"
     output, work = Path(output or records), Path(work or own / "work")
-    for folder in (output, work):
-        require_folder(folder)
+    for folder, ours in ((output, (*known, "verdicts.json")), (work, ("models", "cache"))):
+        claim_folder(folder, ours, overwrite=None)
     if not report:
         from isodiff.reproduce.run import Place, reproduce
 
