@@ -56,7 +56,7 @@ reproduce: $(READY)
 
 check: lint
 	$(PYTEST) --dist worksteal -m "not browser and not exhaustive" $(FAST)
-	$(PYTEST) $(NBVAL) notebooks/12_verdict.ipynb
+	$(PYTEST) $(NBVAL) notebooks/13_verdict.ipynb
 
 test: lint
 	$(PYTEST) --dist worksteal -m "not browser and not exhaustive" tests

@@ -29,8 +29,8 @@ def code(page: Page) -> list[NotebookNode]:
     return [cell for cell in page.notebook.cells if cell.cell_type == "code"]
 
 
-def test_the_course_has_twelve_notebooks_in_order() -> None:
-    assert [name[:3] for name in NAMES] == [f"{number:02}_" for number in range(1, 13)]
+def test_the_course_has_thirteen_notebooks_in_order() -> None:
+    assert [name[:3] for name in NAMES] == [f"{number:02}_" for number in range(1, 14)]
     assert set(TINY) == set(GPU) <= set(NAMES)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from isodiff.geometry.sphere import require_at_least, require_batch, require_same_shape
 from isodiff.geometry.trace import sample_probes
@@ -46,7 +47,7 @@ def posterior_parameters(
     """Return η and μ of p(x₀|x), (M, n + 1) each, of x (M, *S) and ρ (M,); the trace by probes (K, M, *S), or exact."""
     shape = (-1, *[1] * (x.ndim - 1))
     alpha, sigma = (part.view(shape) for part in signal(rho))
-    with torch.enable_grad():
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         x = x if x.requires_grad else x.detach().requires_grad_()
         clean = denoiser(x, rho)
         if probes is None:

@@ -21,8 +21,8 @@ _NAMES = {
     "frames": "evaluate_frames frame_statistics student_interval",
     "generator": "Generator draw_latents to_uint8",
     "interpolation": "CLOSED_FORM Ends SOLVED adjacent_distances interpolation_quality path_smoothness smoothness",
-    "jacobians": "condition_number encoder_anisotropy encoder_map map_anisotropy map_variance mean_condition_number "
-    "metric_variance noisy_images singular_spectrum",
+    "jacobians": "condition_number encoder_anisotropy encoder_map log_anisotropy map_anisotropy map_variance "
+    "mean_condition_number metric_variance noisy_images singular_spectrum",
     "measure": "Measurement Record bootstrap_interval cached compare comparison_table git_revision jackknife_interval "
     "paired_bootstrap_interval paired_ratio_interval versions",
     "networks": "fetch_weights inception_features perceptual_distance",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # notebook → which of its figures stands for it
-GALLERY = {"01": 0, "02": 0, "03": 0, "04": 4, "05": 4, "06": 0, "07": 3, "08": 4, "09": 0, "10": 4, "11": 0, "12": 0}
+GALLERY = dict.fromkeys(map("{:02}".format, range(1, 14)), 0) | {"04": 4, "05": 4, "07": 3, "08": 4, "10": 4, "12": 1}
 
 
 def readme_blocks(folder: Path, notebooks: Path) -> dict[str, str]:
