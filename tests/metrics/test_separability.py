@@ -111,7 +111,7 @@ def test_measurement_of_everything_is_the_score(protocol: str) -> None:
 
 
 def test_interval_covers() -> None:
-    """95 % intervals of 150 draws cover the limit, the entropy of labels of which a share q is flipped."""
+    """95 % intervals of 150 draws cover exp Σ H(q), the limit for labels of which a share q is flipped."""
     rng, flips, covered = np.random.default_rng(0), np.array([0.1, 0.25]), 0
     for _ in range(150):
         clean = rng.random((200, 2)) < 0.5
