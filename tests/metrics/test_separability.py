@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import DEFAULT, Mock
 
 import numpy as np
 import pytest
@@ -121,27 +122,19 @@ def test_interval_covers() -> None:
     assert 0.89 <= covered / 150 <= 0.99  # binomial: 0.95 ± 3.4 standard errors
 
 
-def test_an_interrupted_measurement_predicts_only_the_attributes_that_are_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_an_interruption_leaves_is_predicted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     x, labels = blobs(100, 5, 2, distance=1.0)
     fresh = measure(x, labels).to_json()
-    cross_val_predict, calls = separability.cross_val_predict, []
-
-    def interrupted(*given: object, **options: object) -> object:
-        calls.append(len(calls))
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return cross_val_predict(*given, **options)
-
-    monkeypatch.setattr(separability, "cross_val_predict", interrupted)
+    effects = [DEFAULT, KeyboardInterrupt, DEFAULT, DEFAULT, DEFAULT]  # at the second attribute
+    predict = Mock(wraps=separability.cross_val_predict, side_effect=effects)
+    monkeypatch.setattr(separability, "cross_val_predict", predict)
     with cached(tmp_path):
         with pytest.raises(KeyboardInterrupt):
             measure(x, labels)
         assert measure(x, labels).to_json() == measure(x, labels).to_json() == fresh
-        assert len(calls) == 3
+        assert predict.call_count == 3
         measure(x + 1, labels)
-        assert len(calls) == 5
+        assert predict.call_count == 5
 
 
 def test_skipped_attribute_is_told() -> None:
