@@ -46,11 +46,10 @@ def test_steps_that_grow_jump_or_are_equal_in_closed_form() -> None:
 
 
 @given(STEPS, st.floats(0.01, 100), st.randoms())
-def test_statistics_of_a_path_walked_back_shuffled_or_scaled(steps: list[float], scale: float, rng: object) -> None:
+def test_statistics_know_no_order_and_only_jerkiness_no_scale(steps: list[float], scale: float, rng: object) -> None:
     found, shuffled = frame_statistics(steps), steps.copy()
     rng.shuffle(shuffled)
-    for other in (steps[::-1], shuffled):
-        assert frame_statistics(other) == pytest.approx(found, rel=1e-9, abs=1e-9)
+    assert frame_statistics(shuffled) == pytest.approx(found, rel=1e-9, abs=1e-9)
     scaled = frame_statistics(np.array(steps) * scale)
     assert 1 - 1e-9 <= found["jerkiness"] <= len(steps) + 1e-9
     assert scaled.pop("jerkiness") == pytest.approx(found.pop("jerkiness"))
