@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import cache, partial
+from collections.abc import Callable
+from functools import cache
 from math import erfc
 from pathlib import Path
+from unittest.mock import DEFAULT, Mock
 
 import numpy as np
 import pytest
@@ -21,28 +22,15 @@ from isodiff.diffusion import invert, load_pipeline
 from isodiff.editing import local_basis
 from isodiff.geometry import move
 from isodiff.metrics import edits
-from isodiff.metrics.edits import (
-    direction_effects,
-    effects,
-    excess_kurtosis,
-    inversion_error,
-    neighbour_correlation,
-    norm_ratio,
-)
-from isodiff.metrics.generator import Generator, draw_latents
+from isodiff.metrics.edits import Effects, effects, excess_kurtosis, neighbour_correlation, norm_ratio
+from isodiff.metrics.generator import draw_latents
 from isodiff.metrics.measure import Measurement, cached, content_digest
 from isodiff.metrics.path_length import squared_l2
 
 GAMMAS = np.array([-4.0, -3, -2, -1, 0, 1, 2, 3, 4])
 MOVES = (-4.0, -2.0, 0.0, 2.0, 4.0)
-OF_EFFECTS = ("share", "target_change", "other_change", "monotone", "correlation")
+IMAGES = draw_latents((1, 16, 16), 0, 4, seed=1).clamp(-1, 1)
 MIX = 0.06 * torch.randn(256, 10, generator=torch.Generator().manual_seed(5)) / 4
-SIZES = {"k": 2, "gammas": MOVES, "num_latents": 3}
-
-
-def straight(slopes: np.ndarray) -> np.ndarray:
-    """Factors (n, G, K) that are linear in γ with the given slopes (n, K)."""
-    return slopes[:, None, :] * GAMMAS[None, :, None]
 
 
 def known_factors(x_T: Tensor) -> Tensor:
@@ -60,43 +48,27 @@ def digits() -> DDPMPipeline:
     return load_pipeline("digits16/base")
 
 
-@cache
-def images() -> Tensor:
-    with torch.no_grad():
-        return Generator(digits(), 5)(draw_latents((1, 16, 16), 0, 4, seed=1))
-
-
-class Draws(Generator):
-    """Draw images from latents, whatever the model says."""
-
-    def __init__(self, draw: Callable[[Tensor], Tensor] = perfect) -> None:
-        super().__init__(digits(), 2)
-        self.draw = draw
-
-    def __call__(self, x_T: Tensor) -> Tensor:
-        return self.draw(x_T)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_basis() -> Iterator[None]:
-    """Let directions settle early: every fact here is of moves along them, whichever they are."""
-    with pytest.MonkeyPatch.context() as patch:
+def measure(draw: Callable[[Tensor], Tensor] = perfect, **change: int) -> dict[str, Measurement]:
+    generate = Mock(wraps=draw, scheduler=digits().scheduler, num_steps=2)
+    sizes = {"k": 2, "gammas": MOVES, "num_latents": 3, "batch_size": 15} | change
+    with pytest.MonkeyPatch.context() as patch:  # the facts are of moves along any directions, so they settle early
         patch.setattr(edits, "BASIS_TOLERANCE", 0.05)
-        yield
+        return edits.direction_effects(generate, digits().unet, **sizes)
 
 
-@pytest.fixture(scope="module")
+@cache
 def measured() -> dict[str, Measurement]:
-    return direction_effects(Draws(), digits().unet, batch_size=15, **SIZES)
+    return measure()
 
 
-# Effects
+def reconstruct(x: Tensor, **options: int) -> dict[str, Measurement]:
+    distances = {"squared_l2": squared_l2}
+    return edits.inversion_error(digits().unet, digits().scheduler, x, 3, distances=distances, **options)
 
 
 def test_a_direction_of_one_factor_spills_nothing() -> None:
-    slopes = np.zeros((3, 5))
-    slopes[[0, 1, 2], [4, 0, 2]] = [0.1, -0.2, 0.05]
-    found = effects(straight(slopes), GAMMAS)
+    slopes = np.array([[0, 0, 0, 0, 0.1], [-0.2, 0, 0, 0, 0], [0, 0, 0.05, 0, 0]])
+    found = effects(slopes[:, None] * GAMMAS[:, None], GAMMAS)
     assert found.target.tolist() == [4, 0, 2]
     assert found.sign.tolist() == [1, -1, 1]
     assert np.allclose(found.share, 1)
@@ -107,33 +79,26 @@ def test_a_direction_of_one_factor_spills_nothing() -> None:
 
 
 def test_what_comes_back_on_both_sides_is_spill_over_and_no_target() -> None:
-    z = straight(np.array([[0.05, 0.0]]))
-    z[:, :, 1] = 0.1 * np.abs(GAMMAS)
-    found = effects(z, GAMMAS)
+    found = effects(np.stack([0.05 * GAMMAS, 0.1 * np.abs(GAMMAS)], axis=1)[None], GAMMAS)
     assert found.target.tolist() == [0]
     assert found.share == pytest.approx(1 / 3)
 
 
 def test_noise_gets_the_share_of_chance_and_no_more() -> None:
-    """The choice knows nothing of what it is scored on."""
     z = 0.02 * np.random.default_rng(0).standard_normal((5_000, 9, 10))
     found = effects(z, GAMMAS)
     assert abs(found.share.mean() - 1 / 10) < 4 * found.share.std() / len(z) ** 0.5
     assert abs(found.correlation.mean()) < 4 / (len(z) * 4) ** 0.5  # of 5 scored images: variance 1/4
     rise = erfc(0.05 / 0.02 / 2) / 2  # chance that one end lies above the other by more than the tolerance
     assert found.monotone.mean() < rise + 4 * (rise / len(z)) ** 0.5
-    assert not effects(1e-3 * z, GAMMAS).monotone.any()
 
 
 def test_a_target_is_monotone_up_to_the_tolerance() -> None:
     rising = np.array([-0.4, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3, 0.4])
     dip, deeper, turned = rising.copy(), rising.copy(), rising.copy()
     dip[7], deeper[7], turned[-1] = -0.04, -0.06, 0.1  # below the middle image, or back
-    z = np.stack([rising, -rising, dip, deeper, turned, rising / 10], axis=0)[:, :, None]
-    found = effects(z, GAMMAS)
-    assert found.monotone.tolist() == [True, True, True, False, False, True]
-    assert not effects(z[:1] / 20, GAMMAS).monotone.any()  # rises by less
-    assert found.sign.tolist() == [1, -1, 1, 1, 1, 1]
+    found = effects(np.stack([rising, -rising, dip, deeper, turned, rising / 10, rising / 20])[:, :, None], GAMMAS)
+    assert found.monotone.tolist() == [True, True, True, False, False, True, False]  # the last rises by less
 
 
 def test_rank_correlation_is_spearmans() -> None:
@@ -142,8 +107,7 @@ def test_rank_correlation_is_spearmans() -> None:
     expected = [s * spearmanr(GAMMAS[scored], row[scored, 0]).statistic for s, row in zip(found.sign, z, strict=True)]
     assert np.allclose(found.correlation, expected)
     small_only = [0, 0, -1, -1, 0, 1, 1, 0, 0]  # chosen by the small moves, still on the large ones
-    flat = np.stack([small_only, 0.1 * GAMMAS], axis=1)[None]
-    assert effects(flat, GAMMAS).correlation.tolist() == [0]
+    assert effects(np.stack([small_only, 0.1 * GAMMAS], axis=1)[None], GAMMAS).correlation.tolist() == [0]
 
 
 @settings(max_examples=10)
@@ -157,105 +121,71 @@ def test_neither_order_nor_the_sign_of_a_direction_matters(seed: int) -> None:
     assert np.array_equal(factors[moved.target], found.target[rows])
     assert np.array_equal(turned.target, found.target)
     assert np.array_equal(turned.sign, -found.sign)
-    for name in OF_EFFECTS:
+    for name in Effects._fields[2:]:
         assert np.allclose(getattr(moved, name), getattr(found, name)[rows])
         assert np.allclose(getattr(turned, name), getattr(found, name))
 
 
-# Directions of a model
-
-
-def test_measured_effects_are_those_of_the_factors_that_drew_the_faces(measured: dict[str, Measurement]) -> None:
+def test_measured_effects_are_those_of_the_factors_that_drew_the_faces() -> None:
     x_T = draw_latents((1, 16, 16), 0, 3, seed=0, stream="directions")
-    directions = local_basis(digits().unet, x_T, 999, 2, tolerance=0.05).directions
     truth = [
         effects(torch.stack([known_factors(move(x_T, d, g)) for g in MOVES], dim=1).numpy(), MOVES)
-        for d in directions.unbind(1)
+        for d in local_basis(digits().unet, x_T, 999, 2, tolerance=0.05).directions.unbind(1)
     ]
-    true = {name: np.stack([getattr(effect, name) for effect in truth], axis=1) for name in OF_EFFECTS}
-    assert np.allclose(measured["target_share"].replicates, true["share"].mean(axis=1), atol=0.02)
-    assert np.allclose(measured["spill_over"].replicates, 1 - true["share"].mean(axis=1), atol=0.02)
-    by_direction = measured["target_share"].details["by_direction"]["value"]
-    assert np.allclose(by_direction, true["share"].mean(axis=0), atol=0.02)
-    for name in ("target_change", "other_change"):
-        assert np.allclose(measured[name].replicates, true[name].mean(axis=1), atol=2e-3)
-    assert np.array_equal(measured["monotone_share"].replicates, true["monotone"].mean(axis=1))
-    assert measured["rank_correlation"].value == pytest.approx(1)  # factors are linear in γ, but for the arc's curve
-    assert measured["move_error"].value < 1e-6
-    assert measured["move_error"].protocol.items() >= {"t": 999, "num_steps": 2}.items()
+    true = dict(zip(Effects._fields, np.stack(truth, axis=2), strict=True))
+    true |= {"target_share": true["share"], "spill_over": 1 - true["share"], "monotone_share": true["monotone"]}
+    found = measured()
+    for name in ("target_share", "spill_over", "target_change", "other_change", "monotone_share"):
+        assert np.allclose(found[name].replicates, true[name].mean(axis=1), atol=2e-3)
+        assert np.allclose(found[name].details["by_direction"]["value"], true[name].mean(axis=0), atol=2e-3)
+    assert found["rank_correlation"].value == pytest.approx(1)  # factors are linear in γ, but for the arc's curve
+    assert found["move_error"].value < 1e-6
+    assert found["move_error"].protocol.items() >= {"t": 999, "num_steps": 2}.items()
 
 
 def test_the_control_is_a_random_direction() -> None:
     """Through a linear map it has the share of the largest of ten normal magnitudes: 0.24, deviation 0.05 a draw."""
-    found = direction_effects(Draws(), digits().unet, **SIZES | {"k": 1, "num_latents": 6})["target_share"]
-    assert found.details["control"]["value"][0] == pytest.approx(0.24, abs=4 * 0.05 / 6**0.5)
+    control = measure(k=1, num_latents=6)["target_share"].details["control"]
+    assert control["value"][0] == pytest.approx(0.24, abs=4 * 0.05 / 6**0.5)
 
 
-def test_a_killed_measurement_goes_on_and_a_larger_sample_begins_with_a_smaller(
-    measured: dict[str, Measurement], tmp_path: Path
-) -> None:
-    calls = []
-
-    def draw(x_T: Tensor) -> Tensor:
-        calls.append(len(x_T))
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return perfect(x_T)
-
-    measure = partial(direction_effects, Draws(draw), digits().unet, batch_size=15)
+def test_a_killed_measurement_goes_on_and_a_larger_sample_begins_with_a_smaller(tmp_path: Path) -> None:
+    draw = Mock(wraps=perfect, side_effect=[DEFAULT, KeyboardInterrupt, DEFAULT, DEFAULT])
     with cached(tmp_path):
         with pytest.raises(KeyboardInterrupt):
-            measure(**SIZES)
-        resumed = measure(**SIZES)
-        fewer = measure(**SIZES | {"num_latents": 2})
-    assert len(calls) == 4  # one finished, one killed, and that one and the last
-    for name, measurement in measured.items():
+            measure(draw)
+        resumed, fewer = measure(draw), measure(draw, num_latents=2)
+    assert draw.call_count == 4  # one finished, one killed, and that one and the last
+    for name, measurement in measured().items():
         assert np.array_equal(resumed[name].replicates, measurement.replicates)
         assert np.array_equal(fewer[name].replicates, measurement.replicates[:2])
 
 
-# Inversion
+def test_noise_has_the_claimed_mean_and_standard_deviation() -> None:
+    noise, n = draw_latents((3, 32, 32), 0, 400, seed=0), 3 * 32 * 32
+    laws = (norm_ratio, 1, 1 / (2 * n)), (neighbour_correlation, 0, 1 / (2 * n)), (excess_kurtosis, 0, 24 / n)
+    for statistic, mean, variance in laws:
+        assert abs(statistic(noise).mean() - mean) < 4 * variance**0.5 / 20
+        assert statistic(noise).std() == pytest.approx(variance**0.5, rel=0.12)
 
 
-def test_noise_looks_like_noise() -> None:
-    """Every statistic has the mean and, within a tenth, the standard deviation that is claimed of noise."""
-    noise = draw_latents((3, 32, 32), 0, 400, seed=0)
-    n = noise[0].numel()
-    for statistic, mean, variance in (
-        (norm_ratio, 1, 1 / (2 * n)),
-        (neighbour_correlation, 0, 1 / (2 * n)),
-        (excess_kurtosis, 0, 24 / n),
-    ):
-        values = statistic(noise)
-        assert abs(values.mean() - mean) < 4 * variance**0.5 / 20
-        assert values.std() == pytest.approx(variance**0.5, rel=0.12)
-
-
-def test_a_moving_average_has_its_known_correlation() -> None:
+def test_a_moving_average_has_its_known_correlation_and_a_laplace_law_its_kurtosis() -> None:
     """xⱼ = eⱼ + a eⱼ₊₁ has a lag-1 correlation of a/(1 + a²), here in one direction of the two."""
     e = draw_latents((1, 128, 129), 0, 20, seed=0).double()
     x = e[..., :-1] + 0.5 * e[..., 1:]
-    assert neighbour_correlation(x).mean() == pytest.approx(0.5 / 1.25 / 2, abs=2e-3)
-    assert neighbour_correlation(x.mT).mean() == pytest.approx(0.5 / 1.25 / 2, abs=2e-3)
+    for turned in (x, x.mT):
+        assert neighbour_correlation(turned).mean() == pytest.approx(0.5 / 1.25 / 2, abs=2e-3)
     assert np.allclose(neighbour_correlation(torch.ones(2, 3, 8, 8)), 1)
-    rows, columns = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
-    assert np.allclose(neighbour_correlation(((-1.0) ** (rows + columns)).expand(1, 2, 8, 8)), -1)
-
-
-def test_a_law_has_its_known_kurtosis() -> None:
-    x = torch.from_numpy(np.random.default_rng(0).laplace(size=(20, 3, 64, 64)))
-    assert excess_kurtosis(x).mean() == pytest.approx(3.0, abs=0.25)
+    laplace = torch.from_numpy(np.random.default_rng(0).laplace(size=(20, 3, 64, 64)))
+    assert excess_kurtosis(laplace).mean() == pytest.approx(3.0, abs=0.25)
 
 
 def test_measured_is_what_inversion_gives_and_finished_batches_are_kept(tmp_path: Path) -> None:
-    given = digits().unet, digits().scheduler, images(), 3
     with cached(tmp_path):
-        found, again = (
-            inversion_error(*given, distances={"squared_l2": squared_l2}, batch_size=2, seed=1) for _ in range(2)
-        )
+        found, again = (reconstruct(IMAGES, batch_size=2, seed=1) for _ in range(2))
     assert len(list(tmp_path.rglob("*.npz"))) == 2
-    inversion = invert(*given)
-    mse = (inversion.reconstruction.clamp(-1, 1) - images()).square().flatten(1).mean(1).numpy()
+    inversion = invert(digits().unet, digits().scheduler, IMAGES, 3)
+    mse = (inversion.reconstruction.clamp(-1, 1) - IMAGES).square().flatten(1).mean(1).numpy()
     statistics = {"norm_ratio": norm_ratio, "correlation": neighbour_correlation, "kurtosis": excess_kurtosis}
     expected = {f"latent_{name}": statistic(inversion.latents) for name, statistic in statistics.items()}
     expected |= {"inversion_mse": mse, "inversion_squared_l2": 256 * mse}
@@ -263,47 +193,24 @@ def test_measured_is_what_inversion_gives_and_finished_batches_are_kept(tmp_path
     for name, measurement in found.items():
         assert np.allclose(measurement.replicates, expected[name], rtol=1e-3, atol=1e-4)
         assert np.array_equal(again[name].replicates, measurement.replicates)
-        assert (measurement.n, measurement.unit, measurement.seed) == (4, "images", 1)
-    protocol = {"num_steps": 3, "refinements": 0, "clip_sample": True, "images": content_digest(images())}
+    protocol = {"num_steps": 3, "refinements": 0, "clip_sample": True, "images": content_digest(IMAGES)}
     assert found["inversion_mse"].protocol.items() >= protocol.items()
 
 
-# Refusals
-
-Z = straight(np.full((2, 3), 0.1))
-
-
-def measure(**change: object) -> None:
-    direction_effects(**{"generate": Draws(), "unet": digits().unet, **SIZES} | change)
-
-
-def invert_images(x: Tensor, **options: int) -> None:
-    inversion_error(digits().unet, digits().scheduler, x, **{"num_steps": 2, "distances": {}} | options)
+Z = np.full((2, 1, 3), 0.1) * GAMMAS[:, None]
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: effects(Z[:, :5], [-2, -1, 0, 1, 3]), "0 and the same two or more sizes to both sides"),
-        (lambda: effects(Z[:, :3], [-1, 0, 1]), "0 and the same two or more sizes to both sides"),
         (lambda: effects(Z[:, 1:], GAMMAS), r"shape \(n, 9, K\), one row a move; got \(2, 8, 3\)"),
-        (lambda: effects(np.where(np.arange(27).reshape(9, 3) == 7, np.nan, Z[:1]), GAMMAS), "finite; got 1 NaN"),
         (lambda: effects(Z * [[[1]], [[0]]], GAMMAS), "those of latent 1 change none"),
         (lambda: measure(num_latents=1), "num_latents must be at least 2; got 1"),
-        (lambda: measure(gammas=(-60, -1, 0, 1, 60)), "half a great circle.*arc of length 60"),
-        (lambda: measure(k=257), "255, got 257"),
-        (lambda: measure(generate=Draws(lambda x: perfect(x)[:, :1])), r"\(B, 3, R, R\)"),
-        (lambda: measure(generate=Draws(lambda x: perfect(0 * x))), "change the image, at latent 0 they do not"),
-        (lambda: invert_images(images()[..., 1:]), r"shape \(n, 1, 16, 16\), n ≥ 2; got \(4, 1, 16, 15\)"),
-        (lambda: invert_images(images() + 1), "images must give images in"),
-        (lambda: invert_images(images(), num_steps=0), "num_steps must be 1 to 1000; got 0"),
-        (lambda: invert_images(images(), refinements=-1), "refinements must be at least 0; got -1"),
-        (lambda: neighbour_correlation(images()[:, :, :1]), r"≥ 2, ≥ 2.; got shape \(4, 1, 1, 16\)"),
-        (lambda: excess_kurtosis(images() * torch.nan), "must be finite; got 1024 NaN"),
-        (
-            lambda: neighbour_correlation(images() * (torch.arange(4) != 1).view(4, 1, 1, 1)),
-            "must not be zero; number 1",
-        ),
+        (lambda: measure(lambda x: perfect(0 * x)), "change the image, at latent 0 they do not"),
+        (lambda: reconstruct(IMAGES[..., 1:]), r"shape \(n, 1, 16, 16\), n ≥ 2; got \(4, 1, 16, 15\)"),
+        (lambda: excess_kurtosis(IMAGES * torch.nan), "must be finite; got 1024 NaN"),
+        (lambda: neighbour_correlation(torch.cat([IMAGES, 0 * IMAGES])), "must not be zero; number 4"),
     ],
 )
 def test_bad_input_is_refused(call: Callable, message: str) -> None:
