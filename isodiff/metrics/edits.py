@@ -47,7 +47,7 @@ class Effects(NamedTuple):
     share: Array  # of the target in all change, 0 to 1; the rest is spill-over
     monotone: NDArray[np.bool_]  # over the scoring moves and 0 the target rises, and never falls, by the tolerance
     correlation: Array  # Spearman's, of γ and the target over the same images; 0 where the target is constant
-    share_at_total: Array  # the share where all change is `TOTAL`, linear between the scoring moves, or at the nearest
+    share_at_total: Array  # the share where all change is `TOTAL`, linear between moves of all sizes, or at the nearest
     reaches: NDArray[np.bool_]  # whether `TOTAL` lies between these
 
 
@@ -79,7 +79,7 @@ def effects(factors: ArrayLike, gammas: ArrayLike) -> Effects:
     correlation = np.divide(ranks @ position, norm, out=np.zeros(len(z)), where=norm > 0)
     monotone = (fall <= TOLERANCE) & (along[:, -1] - along[:, 0] > TOLERANCE)
     of_target = change[rows, target]
-    by_size = (np.abs(up - middle) + np.abs(down - middle))[:, small:] / 4  # (n, scoring sizes, K)
+    by_size = (np.abs(up - middle) + np.abs(down - middle)) / 4  # (n, sizes, K)
     totals = np.maximum(by_size.sum(axis=2), 1e-12)
     shares = by_size[rows, :, target] / totals
     order = np.argsort(totals, axis=1)
