@@ -19,7 +19,7 @@ from diffusers import SchedulerMixin, UNet2DModel
 from torch import Tensor
 
 from isodiff.diffusion.hspace import check_latents
-from isodiff.diffusion.process import NoiseSchedule, ddim_steps, last, linear_prediction, predict, step_factors
+from isodiff.diffusion.process import NoiseSchedule, ddim_sample, linear_prediction, predict, step_factors
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class NoiseLevel:
         check_latents(self.unet, x, "x")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}")
-        decoded = [last(ddim_steps(self.unet, self.schedule, rows, self._steps)) for rows in x.split(batch_size)]
+        decoded = [ddim_sample(self.unet, self.schedule, rows, self._steps) for rows in x.split(batch_size)]
         return torch.cat(decoded).clamp(-1, 1)
 
     @torch.no_grad()
@@ -122,6 +122,6 @@ class NoiseLevel:
         for t, s in reversed(self._steps):
             x, residual = _invert_step(self.unet, self.schedule, t, s, x, refinements)
             residuals.append(residual)
-        reconstruction = last(ddim_steps(self.unet, self.schedule, x, self._steps))
+        reconstruction = ddim_sample(self.unet, self.schedule, x, self._steps)
         error = (reconstruction - x_0).square().flatten(1).mean(1)
         return Inversion(x, reconstruction, error, torch.stack(residuals, 1))
