@@ -4,10 +4,9 @@ A step t → s of the sampler is linear in the sample and in the model's predict
 
     x_s = a x_t + b o_θ(x_t, t),
 
-with a and b read off the scheduler. Its inverse is the solution of x_t = (x_s − b o_θ(x_t, t)) / a. DDIM inversion
-(Dhariwal and Nichol 2021) puts o_θ(x_s, t) for the unknown o_θ(x_t, t). A *refinement* puts in the x_t just found: one
-fixed-point iteration, as in Pan et al. 2023. It contracts where |b/a| times the Lipschitz constant of o_θ is below one.
-That holds for short steps, and often fails at the one next to the image, where many x_t become nearly one image.
+whose inverse solves x_t = (x_s − b o_θ(x_t, t)) / a. DDIM inversion (Dhariwal and Nichol 2021) puts o_θ(x_s, t) for the
+unknown o_θ(x_t, t). A *refinement* puts in the x_t just found: one fixed-point iteration, as in Pan et al. 2023. It
+contracts where |b/a| times the Lipschitz constant of o_θ is below one, which often fails at the step next to the image.
 """
 
 from __future__ import annotations
@@ -37,11 +36,9 @@ def invert(
 ) -> Inversion:
     """Find the latents x_T of images (B, C, H, W) in [−1, 1] under `ddim_sample`, and sample from them again.
 
-    Each row keeps, at each step, the iterate with the smallest residual: where the iteration does not contract, more
-    `refinements` cannot make a step worse. With none it is `ddim_invert`. The steps inverted are those without
-    clipping; if the scheduler clips, the reconstruction takes others wherever an estimate of x₀ leaves the range, an
-    error that no refinement removes. Cost: (refinements + 2) · num_steps evaluations, and num_steps to reconstruct. A
-    step that forgets its sample (a = 0, as where ᾱ_T = 0) is refused.
+    Each row keeps, at each step, the iterate with the smallest residual; with no `refinements` it is `ddim_invert`. The
+    steps inverted are those without clipping; if the scheduler clips, the reconstruction errs wherever an estimate of
+    x₀ leaves the range, whatever the refinements. Cost: (refinements + 3) · num_steps evaluations.
     """
     return NoiseLevel(unet, scheduler, share=1.0, num_steps=num_steps).invert(x_0, refinements=refinements)
 
@@ -83,10 +80,8 @@ class NoiseLevel:
             raise ValueError(f"share must lie in (0, 1], as a share of the T = {horizon} steps; got {share}")
         self._steps = [(t, s) for t, s in steps if t <= round(share * horizon) - 1]
         if not self._steps:
-            raise ValueError(
-                f"none of the sampler's {num_steps} steps lies within share {share:g}; its last is {steps[-1][0]} "
-                f"of {horizon}; take a larger share or more steps"
-            )
+            last = f"its last is {steps[-1][0]} of {horizon}; take a larger share or more steps"
+            raise ValueError(f"none of the sampler's {num_steps} steps lies within share {share:g}; {last}")
         self.t, self.num_steps_below = self._steps[0][0], len(self._steps)
         alpha_bar = self.schedule.alphas_cumprod[self.t]
         self.alpha, self.sigma = float(alpha_bar**0.5), float((1 - alpha_bar) ** 0.5)

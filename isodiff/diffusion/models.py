@@ -131,8 +131,8 @@ def build_pipeline(
         resolution = resolution or autoencoder.config.sample_size // downsampling(autoencoder)
         channels = channels or autoencoder.config.latent_channels
     unet = build_unet(architecture, resolution=resolution, channels=channels, seed=seed)
-    # Trailing spacing lets every sampler start at t = T−1, where x_t is pure noise. Estimates of x₀ are clipped, as Ho
-    # et al. do: at t near T they divide a small error of ε_θ by √ᾱ_t, 0.006 at the end. Latents hardly exceed 4.
+    # Trailing spacing lets samplers start at t = T−1, at pure noise. Estimates of x₀ are clipped, as Ho et al. do:
+    # near T they divide an error of ε_θ by √ᾱ_t, 0.006 at the end. Latents hardly exceed 4.
     if autoencoder is None:
         return DDPMPipeline(unet=unet, scheduler=DDPMScheduler(clip_sample=True, timestep_spacing="trailing"))
     scheduler = DDIMScheduler(clip_sample=True, clip_sample_range=4.0, timestep_spacing="trailing")

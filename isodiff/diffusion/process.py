@@ -4,9 +4,9 @@ Notation, fixed for the whole floor: x_t = α_t x₀ + σ_t ε with ε ~ N(0, I)
 a DDPM step (Ho et al. 2020). A model predicts the noise ε, the velocity v = α_t ε − σ_t x₀ (Salimans and Ho 2022) or
 the sample x₀. Images and latents are (B, C, H, W), images in [−1, 1].
 
-DDIM at η = 0 (Eq. 12, Song et al. 2020) steps from t to the next entry s of its list of steps, and from the last one to
-the image: x_s = α_s x̂₀(x_t) + σ_s ε̂(x_t). These are Euler steps of the probability-flow ODE, whose error falls with
-their number. diffusers takes t − T // n for s instead, which is not the next entry wherever T // n is not the spacing.
+DDIM at η = 0 (Eq. 12, Song et al. 2020) takes Euler steps of the probability-flow ODE from t to the next entry s of its
+list of steps, and from the last to the image: x_s = α_s x̂₀(x_t) + σ_s ε̂(x_t). diffusers takes t − T // n for s instead,
+which is not the next entry wherever T // n is not the spacing.
 """
 
 from __future__ import annotations

@@ -63,8 +63,7 @@ class FixedPrompt(nn.Module):
     def mid_block(self) -> nn.Module:
         """The U-Net's bottleneck; under guidance it is evaluated on two branches, and which h is meant is open."""
         if self.guidance_scale != 1:
-            problem = f"with guidance_scale = {self.guidance_scale} the bottleneck is visited twice a step"
-            raise ValueError(f"{problem}; watch or change h at guidance_scale = 1")
+            raise ValueError(f"with guidance_scale = {self.guidance_scale} the bottleneck is visited twice; take 1")
         return self.unet.mid_block
 
 

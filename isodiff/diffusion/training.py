@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import signal
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
@@ -188,16 +187,6 @@ def accelerator_for(device: str, mixed_precision: str = "no") -> Accelerator:
     chosen = resolve_device(device)
     if mixed_precision == "fp16" and chosen.type == "cpu":
         raise ValueError("mixed_precision is 'fp16', which needs a CUDA device; give 'bf16' or 'no' on a CPU")
-    if mixed_precision == "bf16" and chosen.type == "cpu" and not _has_bf16():
-        told = "this processor has no bf16 instructions: mixed_precision bf16 is some ten times slower than no"
-        warnings.warn(told, stacklevel=2)
     if chosen.index is not None:  # accelerate takes the current device
         torch.cuda.set_device(chosen)
     return Accelerator(mixed_precision=mixed_precision, cpu=chosen.type == "cpu")
-
-
-def _has_bf16() -> bool:
-    """Whether Linux lists bf16 instructions of x86 or Arm; where nothing is listed, nothing is claimed."""
-    file = Path("/proc/cpuinfo")
-    flags = set(file.read_text().split()) if file.is_file() else {"bf16"}
-    return not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
