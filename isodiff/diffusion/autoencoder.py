@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import torch
 from diffusers import AutoencoderKL
@@ -71,12 +71,8 @@ def train_autoencoder(
 ) -> AutoencoderKL:
     """Train an autoencoder into a directory that diffusers opens, beside its `training.json`; resumed like `train`."""
     autoencoder = build_autoencoder(images.resolution, channels=images.channels, seed=config.seed)
-
-    def save(folder: Path) -> dict[str, Any]:
-        autoencoder.save_pretrained(folder, safe_serialization=True)
-        return {"parameters": autoencoder.num_parameters()}
-
-    ran = train_into(output, config, partial(fit_autoencoder, autoencoder, images, config), save, **options)
+    steps, save = partial(fit_autoencoder, autoencoder, images, config), autoencoder.save_pretrained
+    ran = train_into(output, config, autoencoder, steps, save, **options)
     return autoencoder if ran else load_autoencoder(output)
 
 

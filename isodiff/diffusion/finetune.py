@@ -86,13 +86,9 @@ def train(
 
     Weights are stored in float16 if `half`; the options are those of `train_into`.
     """
-
-    def save(folder: Path) -> dict[str, int]:
-        save_pipeline(pipeline, folder, half=half)
-        return {"parameters": pipeline.unet.num_parameters()}
-
     channels, made = (getattr(pipeline.unet.config, f"{way}_channels") for way in ("in", "out"))
     if made != channels:
         warnings.warn("the base learned its variance too: that half of its output stays as it is", stacklevel=2)
-    ran = train_into(output, config, partial(finetune, pipeline, images, config), save, **options)
+    steps, save = partial(finetune, pipeline, images, config), partial(save_pipeline, pipeline, half=half)
+    ran = train_into(output, config, pipeline.unet, steps, save, **options)
     return pipeline if ran else load_pipeline(output)

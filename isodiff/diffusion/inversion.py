@@ -99,12 +99,10 @@ class NoiseLevel:
         return x - self.sigma * self.eps(x)
 
     @torch.no_grad()
-    def decode(self, x: Tensor, *, batch_size: int = 64) -> Tensor:
-        """Sample the images of points by DDIM at η = 0, `batch_size` rows at once, clamped to [−1, 1]."""
+    def decode(self, x: Tensor) -> Tensor:
+        """Sample the images of points by DDIM at η = 0, clamped to [−1, 1]."""
         check_latents(self.unet, x, "x")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1; got {batch_size}")
-        decoded = [ddim_sample(self.unet, self.schedule, rows, self._steps) for rows in x.split(batch_size)]
+        decoded = [ddim_sample(self.unet, self.schedule, rows, self._steps) for rows in x.split(64)]
         return torch.cat(decoded).clamp(-1, 1)
 
     @torch.no_grad()

@@ -139,13 +139,13 @@ def build_pipeline(
     return LDMPipeline(vqvae=autoencoder, unet=unet, scheduler=scheduler)
 
 
-def load_pipeline(source: str | Path, *, scheduler: diffusers.SchedulerMixin | None = None) -> DiffusionPipeline:
+def load_pipeline(source: str | Path) -> DiffusionPipeline:
     """Load a model from a directory, from what this project ships, or from the hub, in float32.
 
     `source` is a directory, a shipped name such as "faces32/base", a published one (`PUBLISHED`) or "hub:OWNER/NAME";
     the latter two may end in @REVISION, a commit, tag or branch. A directory is a pipeline of diffusers, or holds a
-    U-Net alone: one saved by itself, or a training checkpoint with a folder `unet`. Such a U-Net gets the `scheduler`
-    given, the one stored beside it, or DDPM's default, as a warning tells. Pickles are read restricted to tensors.
+    U-Net alone: one saved by itself, or a training checkpoint with a folder `unet`. Such a U-Net gets the scheduler
+    stored beside it, or DDPM's default, as a warning tells. Pickles are read restricted to tensors.
     """
     path = local_model(source)
     if path is None:
@@ -160,10 +160,7 @@ def load_pipeline(source: str | Path, *, scheduler: diffusers.SchedulerMixin | N
         path = _fetch(name, pinned or (published.revision if published else None))
     try:
         with _quiet():
-            whole = (path / "model_index.json").is_file()
-            pipeline = _open_pipeline(path) if whole else _open_unet(path, scheduler)
-        if scheduler is not None:
-            pipeline.scheduler = scheduler
+            pipeline = _open_pipeline(path) if (path / "model_index.json").is_file() else _open_unet(path)
         NoiseSchedule.of(pipeline.scheduler)
         channels, made = pipeline.unet.config.in_channels, pipeline.unet.config.out_channels
         if made not in (channels, 2 * channels):
@@ -244,7 +241,7 @@ def _open_pipeline(path: Path) -> DiffusionPipeline:
     return pipeline.to(torch.float32)
 
 
-def _open_unet(path: Path, scheduler: diffusers.SchedulerMixin | None) -> DDPMPipeline:
+def _open_unet(path: Path) -> DDPMPipeline:
     """Open a U-Net saved by itself, or the one of a training checkpoint, with a scheduler."""
     folder = next((place for place in (path, path / "unet") if (place / "config.json").is_file()), None)
     if folder is None:
@@ -256,14 +253,13 @@ def _open_unet(path: Path, scheduler: diffusers.SchedulerMixin | None) -> DDPMPi
     if kind != "UNet2DModel":
         raise ValueError(f"it holds a {kind} alone; accepted are a UNet2DModel, and pipelines {', '.join(PIPELINES)}")
     unet = UNet2DModel.from_pretrained(folder, variant=_variant(folder), local_files_only=True).to(torch.float32)
-    if scheduler is None:
-        places = [place / "scheduler" / "scheduler_config.json" for place in (path, *path.resolve().parents[:2])]
-        if (stored := next(filter(Path.is_file, places), None)) is not None:
-            scheduler = getattr(diffusers, json.loads(stored.read_text())["_class_name"]).from_pretrained(stored.parent)
-        else:
-            told = f"{path} stores no scheduler; taking DDPM's default, 1000 steps with beta from 1e-4 to 0.02, linear"
-            warnings.warn(told, stacklevel=3)
-    return DDPMPipeline(unet=unet, scheduler=scheduler or DDPMScheduler())
+    places = [place / "scheduler" / "scheduler_config.json" for place in (path, *path.resolve().parents[:2])]
+    if (stored := next(filter(Path.is_file, places), None)) is not None:
+        scheduler = getattr(diffusers, json.loads(stored.read_text())["_class_name"]).from_pretrained(stored.parent)
+        return DDPMPipeline(unet=unet, scheduler=scheduler)
+    told = f"{path} stores no scheduler; taking DDPM's default, 1000 steps with beta from 1e-4 to 0.02, linear"
+    warnings.warn(told, stacklevel=3)
+    return DDPMPipeline(unet=unet, scheduler=DDPMScheduler())
 
 
 def _variant(folder: Path) -> str | None:

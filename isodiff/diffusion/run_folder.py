@@ -25,6 +25,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
+from torch.nn import Module
 from tqdm.auto import tqdm
 
 from isodiff.diffusion.config import TrainingConfig
@@ -140,8 +141,9 @@ class Checkpoint:
 def train_into(
     output: str | Path,
     config: TrainingConfig,
+    model: Module,
     steps: Callable[..., Iterator[Any]],
-    save: Callable[[Path], Mapping[str, Any]],
+    save: Callable[[Path], object],
     *,
     accelerator: Accelerator | None = None,
     provenance: Mapping[str, Any] | None = None,
@@ -175,7 +177,8 @@ def train_into(
         packages = {name: version(name) for name in ("isodiff", "torch", "diffusers", "accelerate")}
         record = {"config": asdict(config), **facts, "versions": packages, "python": platform.python_version()}
         try:
-            record |= {**save(folder), "curves": _curves(log)}
+            save(folder)
+            record |= {"parameters": sum(p.numel() for p in model.parameters()), "curves": _curves(log)}
             write_whole(folder / RECORD, json.dumps(record, indent=1) + "\n")
         except (OSError, SafetensorError) as error:
             problem = f"{folder} could not be written ({error}); the checkpoints written before are whole"
