@@ -45,10 +45,7 @@ def autoencoder_loss(autoencoder: AutoencoderKL, x: Tensor, eps: Tensor, beta: f
 def fit_autoencoder(
     autoencoder: AutoencoderKL, images: Dataset[Tensor], config: AutoencoderConfig, **options: Unpack[RunOptions]
 ) -> Iterator[tuple[int, float]]:
-    """Train in place, yielding (steps done, reconstruction error) after each step; the options are those of `finetune`.
-
-    At the end it holds the moving average of its weights, and the `scaling_factor` that gives latents unit variance.
-    """
+    """Train as `finetune` does, yielding (steps done, reconstruction error); at the end latents have unit variance."""
     side, factor = autoencoder.config.sample_size, downsampling(autoencoder)
     latent = (config.batch_size, autoencoder.config.latent_channels, side // factor, side // factor)
     run = Training(autoencoder, images, (autoencoder.config.in_channels, side, side), config, options)

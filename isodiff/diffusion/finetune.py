@@ -11,7 +11,6 @@ map than the encoder e_θ (`terms`).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -84,11 +83,9 @@ def train(
 ) -> DiffusionPipeline:
     """Train into a diffusers pipeline of the averaged weights; go on with a run that is there, or load what it made.
 
-    Weights are stored in float16 if `half`; the options are those of `train_into`.
+    Weights are stored in float16 if `half`; the options are those of `train_into`. Of a base that learned its variance
+    too, that half of the output stays as it is.
     """
-    channels, made = (getattr(pipeline.unet.config, f"{way}_channels") for way in ("in", "out"))
-    if made != channels:
-        warnings.warn("the base learned its variance too: that half of its output stays as it is", stacklevel=2)
     steps, save = partial(finetune, pipeline, images, config), partial(save_pipeline, pipeline, half=half)
     ran = train_into(output, config, pipeline.unet, steps, save, **options)
     return pipeline if ran else load_pipeline(output)

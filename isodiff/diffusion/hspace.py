@@ -5,12 +5,12 @@ Here and in all that samples or inverts, a `FixedPrompt` may stand for the `UNet
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from isodiff.diffusion.latent import latent_shape
 
@@ -52,15 +52,10 @@ def bottleneck_shape(unet: UNet2DModel) -> tuple[int, int, int]:
         return tuple(encode(unet, zero, 0).shape[1:])
 
 
-@contextmanager
-def bottleneck_hook(unet: UNet2DModel, edit: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """Inside the `with` block, decode what `edit` returns of each h (B, C', H', W') in its place; None leaves h."""
+def bottleneck_hook(unet: UNet2DModel, edit: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
+    """Inside a `with` block, decode what `edit` returns of each h (B, C', H', W') in its place; None leaves h."""
     check_encoder(unet)
-    handle = unet.mid_block.register_forward_hook(lambda _module, _inputs, h: edit(h))
-    try:
-        yield
-    finally:
-        handle.remove()
+    return unet.mid_block.register_forward_hook(lambda _module, _inputs, h: edit(h))
 
 
 def check_latents(unet: UNet2DModel, x: Tensor, name: str) -> None:

@@ -66,8 +66,8 @@ class NoiseLevel:
     """One step t of a model's sampler, with α = √ᾱ_t and σ = √(1 − ᾱ_t), and the maps to and from it.
 
     The level is the first of the `num_steps` steps of DDIM that lies within `share` of the T steps (Saito and Matsubara
-    2025 draw paths between images at 0.6 T); `num_steps_below` of them are left from there to the image. Where the
-    scheduler clips, so does `decode`, as in `invert`. Points are (M, C, H, W), for any M.
+    2025 draw paths between images at 0.6 T); `num_steps_below` of them are left from there to the image. Points are
+    (M, C, H, W), for any M.
     """
 
     def __init__(

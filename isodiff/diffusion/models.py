@@ -200,13 +200,11 @@ def _fetch(name: str, revision: str | None) -> Path:
     try:  # this fails at once where a download would try again and again
         model_info(name, revision=revision, timeout=10.0)
     except (errors.RevisionNotFoundError, errors.RepositoryNotFoundError) as error:
-        at = f" at revision {revision!r}" if revision else ""
-        raise FileNotFoundError(f"the hub has no model {name!r}{at}, or not for everybody") from error
+        raise FileNotFoundError(f"the hub has no model {name}@{revision or 'main'}, or not for everybody") from error
     except Exception as error:  # the hub's client raises whatever its transport does
         problem = f"{name} is not in the cache and the hub cannot be reached ({type(error).__name__})"
-        command = f"hf download {name}" + (f" --revision {revision}" if revision else "")
-        advice = f"where there is a network: {command}, then name the folder that it prints"
-        raise ConnectionError(f"{problem}; {advice}") from error
+        command = f"hf download {name} --revision {revision or 'main'}"
+        raise ConnectionError(f"{problem}; where there is a network: {command}, then name its folder") from error
     return Path(DiffusionPipeline.download(name, revision=revision))
 
 

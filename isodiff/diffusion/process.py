@@ -54,10 +54,9 @@ class NoiseSchedule:
         own = getattr(scheduler, "alphas_cumprod", None)
         if own is None or not torch.allclose(own.cpu().float(), alphas_cumprod, rtol=0, atol=1e-6):
             raise ValueError(f"{name} has a noise schedule that its betas do not give; expected one of DDPM's betas")
-        prediction_type = config.get("prediction_type", "epsilon")
-        if prediction_type not in PREDICTIONS or config.get("use_flow_sigmas"):
-            asked = "flow" if config.get("use_flow_sigmas") else prediction_type
-            raise ValueError(f"prediction_type must be one of {', '.join(PREDICTIONS)}; got {asked!r} of {name}")
+        predicted = "flow" if config.get("use_flow_sigmas") else config.get("prediction_type", "epsilon")
+        if predicted not in PREDICTIONS:
+            raise ValueError(f"prediction_type must be one of {', '.join(PREDICTIONS)}; got {predicted!r} of {name}")
         if config.get("thresholding"):
             raise ValueError(f"{name} asks for thresholding = True, which is not done here; expected False")
         clip = float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample") else None
@@ -65,7 +64,7 @@ class NoiseSchedule:
         spacing = config.get("timestep_spacing", "linspace")
         if spacing not in ("leading", "linspace", "trailing"):
             raise ValueError(f"timestep_spacing must be leading, linspace or trailing; got {spacing!r} of {name}")
-        return cls(alphas_cumprod, prediction_type, clip, spacing, config.get("steps_offset", 0), final)
+        return cls(alphas_cumprod, predicted, clip, spacing, config.get("steps_offset", 0), final)
 
     @property
     def horizon(self) -> int:

@@ -203,10 +203,9 @@ def read_record(file: Path) -> dict[str, Any]:
     """Read the record of a finished run, or say that it is damaged."""
     try:
         record = json.loads(file.read_text())
-        dict(record["config"])
+        return record | {"config": dict(record["config"])}
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{file} is damaged ({error!r}); put a copy in place, or delete the directory") from error
-    return record
 
 
 @contextmanager
