@@ -54,8 +54,8 @@ def finetune(
     if (autoencoder := autoencoder_of(pipeline)) is not None:
         autoencoder.requires_grad_(False).eval().to(run.accelerator.device)
     flip = getattr(images, "horizontal_flip", False) if config.horizontal_flip is None else config.horizontal_flip
-    told = [state["length"] for state in run.log if state.get("length") is not None]
-    terms = Terms(pipeline.unet, pipeline.scheduler, config, run.accelerator.num_processes, told)
+    lengths = tuple(state["length"] for state in run.log if state.get("length") is not None)
+    terms = Terms(pipeline.unet, pipeline.scheduler, config, run.accelerator.num_processes, lengths)
     for step, x_0 in run.steps():
         if flip:
             mirrored = step.rows(torch.rand(config.batch_size, generator=step.generator("flip")) < 0.5)

@@ -8,7 +8,7 @@ as published: at a t of every row's own, with δ = σ_t N(0, I)/√n.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -31,12 +31,7 @@ class Terms:
     """
 
     def __init__(
-        self,
-        unet: UNet2DModel,
-        scheduler: SchedulerMixin,
-        config: FinetuneConfig,
-        processes: int,
-        lengths: Sequence[float] = (),
+        self, unet: UNet2DModel, scheduler: SchedulerMixin, config: FinetuneConfig, processes: int, lengths: tuple = ()
     ) -> None:
         self.unet, self.schedule, self.config = unet, NoiseSchedule.of(scheduler), config
         self.rows = config.regularised_rows // processes
