@@ -8,13 +8,12 @@ perceptual nor an adversarial term, which photographs need and drawings do not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import torch
-from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -22,7 +21,7 @@ from torch.utils.data import Dataset
 from isodiff.diffusion.config import AutoencoderConfig
 from isodiff.diffusion.latent import downsampling, images_to_latents
 from isodiff.diffusion.run_folder import train_into
-from isodiff.diffusion.training import RunOptions, Training
+from isodiff.diffusion.training import RunOptions, Training, seeded
 
 
 def build_autoencoder(resolution: int, *, channels: int = 3, seed: int = 0) -> AutoencoderKL:
@@ -31,8 +30,7 @@ def build_autoencoder(resolution: int, *, channels: int = 3, seed: int = 0) -> A
         raise ValueError(f"resolution must be a multiple of 4, at least 8; got {resolution}")
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
     sizes = {"block_out_channels": (16, 32, 48), "layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 8}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed, torch.device("cpu")):
         return AutoencoderKL(**blocks, **sizes, in_channels=channels, out_channels=channels, sample_size=resolution)
 
 
@@ -47,10 +45,7 @@ def autoencoder_loss(autoencoder: AutoencoderKL, x: Tensor, eps: Tensor, beta: f
 def fit_autoencoder(
     autoencoder: AutoencoderKL, images: Dataset[Tensor], config: AutoencoderConfig, **options: Unpack[RunOptions]
 ) -> Iterator[tuple[int, float]]:
-    """Train in place, yielding (steps done, reconstruction error) after each step; the options are those of `finetune`.
-
-    At the end it holds the moving average of its weights, and the `scaling_factor` that gives latents unit variance.
-    """
+    """Train as `finetune` does, yielding (steps done, reconstruction error); at the end latents have unit variance."""
     side, factor = autoencoder.config.sample_size, downsampling(autoencoder)
     latent = (config.batch_size, autoencoder.config.latent_channels, side // factor, side // factor)
     run = Training(autoencoder, images, (autoencoder.config.in_channels, side, side), config, options)
@@ -69,23 +64,12 @@ def fit_autoencoder(
 
 
 def train_autoencoder(
-    images: Dataset[Tensor],
-    config: AutoencoderConfig,
-    output: str | Path,
-    *,
-    provenance: Mapping[str, Any] | None = None,
-    accelerator: Accelerator | None = None,
-    overwrite: bool = False,
+    images: Dataset[Tensor], config: AutoencoderConfig, output: str | Path, **options: object
 ) -> AutoencoderKL:
     """Train an autoencoder into a directory that diffusers opens, beside its `training.json`; resumed like `train`."""
     autoencoder = build_autoencoder(images.resolution, channels=images.channels, seed=config.seed)
-
-    def save(folder: Path) -> dict[str, Any]:
-        autoencoder.save_pretrained(folder, safe_serialization=True)
-        return {"parameters": autoencoder.num_parameters()}
-
-    options = {"steps": partial(fit_autoencoder, autoencoder, images, config), "save": save, "overwrite": overwrite}
-    ran = train_into(output, config, provenance, accelerator or Accelerator(), **options)
+    steps, save = partial(fit_autoencoder, autoencoder, images, config), autoencoder.save_pretrained
+    ran = train_into(output, config, autoencoder, steps, save, **options)
     return autoencoder if ran else load_autoencoder(output)
 
 

@@ -2,25 +2,23 @@ r"""Training and isometric fine-tuning of a diffusion model, which minimises Eq.
 
     L = L_dsm + λ_iso · 1[t + 1 > pT] · L_iso(e_θ, t),    L_iso = N / D²,    D = mean ‖Jv‖²,    N = mean ‖P JᵀJv‖²,
 
-P the projection onto the tangent space of the noise sphere, for each probe v in it. L_iso (Eq. 6) holds at one t,
-whereas L_dsm draws a t for every row: each step draws one more t for the whole batch, which is Eq. 7 in expectation.
-The ratio is one of means over all processes and passes: D and N are averaged first, and each part adds its share of the
-exact gradient (`isometry_loss_share`). The term costs less, with the same expectation up to the bias of the ratio, at
-every k-th step only, k times as strong (lazy regularisation, Karras et al. 2020), or on a part of the rows. It may be
-that of another map than the encoder e_θ: see `terms`.
+P the projection onto the tangent space of the noise sphere, for each probe v in it. L_dsm draws a t for every row, and
+each step one more t for L_iso (Eq. 6) of the whole batch, which is Eq. 7 in expectation. D and N are averaged over all
+processes and passes, and each adds its share of the exact gradient (`isometry_loss_share`). The term may be taken at
+every k-th step only, k times as strong (lazy regularisation, Karras et al. 2020), on a part of the rows, or of another
+map than the encoder e_θ (`terms`).
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import torch
-from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -51,15 +49,14 @@ def finetune(
     """Minimise Eq. 7 step by step; the caller owns the loop and the logging. The options are those of `RunOptions`.
 
     The U-Net is trained in place: it holds the raw weights during the run, their moving average afterwards. Images are
-    (C, R, R) in [−1, 1]; an autoencoder takes them to latents and stays as it is. A loss, gradient or weight that is
-    not finite is a FloatingPointError that names the last good checkpoint.
+    (C, R, R) in [−1, 1]; an autoencoder takes them to latents and stays as it is.
     """
     run = Training(pipeline.unet, images, image_shape(pipeline), config, options)
     if (autoencoder := autoencoder_of(pipeline)) is not None:
         autoencoder.requires_grad_(False).eval().to(run.accelerator.device)
     flip = getattr(images, "horizontal_flip", False) if config.horizontal_flip is None else config.horizontal_flip
-    told = [state["length"] for state in run.log if state.get("length") is not None]
-    terms = Terms(pipeline.unet, pipeline.scheduler, config, run.accelerator.num_processes, told)
+    lengths = tuple(state["length"] for state in run.log if state.get("length") is not None)
+    terms = Terms(pipeline.unet, pipeline.scheduler, config, run.accelerator.num_processes, lengths)
     for step, x_0 in run.steps():
         if flip:
             mirrored = step.rows(torch.rand(config.batch_size, generator=step.generator("flip")) < 0.5)
@@ -82,26 +79,16 @@ def train(
     config: FinetuneConfig,
     output: str | Path,
     *,
-    provenance: Mapping[str, Any] | None = None,
-    accelerator: Accelerator | None = None,
     half: bool = False,
-    progress: bool = True,
-    overwrite: bool = False,
+    **options: object,
 ) -> DiffusionPipeline:
     """Train into a diffusers pipeline of the averaged weights; go on with a run that is there, or load what it made.
 
-    A folder with anything else in it is refused, unless it is to `overwrite` files of the same names. Of a model that
-    learned its variance too, the variance stays that of the base: L_dsm has no gradient in it.
+    Weights are stored in float16 if `half`; the options are those of `train_into`. Of a base that learned its variance
+    too, that half of the output stays as it is.
     """
-
-    def save(folder: Path) -> dict[str, int]:
-        save_pipeline(pipeline, folder, half=half)
-        return {"parameters": pipeline.unet.num_parameters()}
-
-    accelerator = accelerator or Accelerator(mixed_precision=config.mixed_precision)
-    channels, made = (getattr(pipeline.unet.config, f"{way}_channels") for way in ("in", "out"))
-    if made != channels:
+    if pipeline.unet.config.out_channels != pipeline.unet.config.in_channels:
         warnings.warn("the base learned its variance too: that half of its output stays as it is", stacklevel=2)
-    options = {"steps": partial(finetune, pipeline, images, config), "save": save}
-    options |= {"progress": progress, "overwrite": overwrite}
-    return pipeline if train_into(output, config, provenance, accelerator, **options) else load_pipeline(output)
+    steps, save = partial(finetune, pipeline, images, config), partial(save_pipeline, pipeline, half=half)
+    ran = train_into(output, config, pipeline.unet, steps, save, **options)
+    return pipeline if ran else load_pipeline(output)

@@ -5,12 +5,12 @@ Here and in all that samples or inverts, a `FixedPrompt` may stand for the `UNet
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from isodiff.diffusion.latent import latent_shape
 
@@ -18,8 +18,7 @@ from isodiff.diffusion.latent import latent_shape
 def encode(unet: UNet2DModel, x: Tensor, t: Tensor | int) -> Tensor:
     """Map noise to the bottleneck, h = e_θ(x_t, t): the encoder that Eq. 6 of Hahm et al. 2024 regularises.
 
-    Runs conv_in, the down blocks and the mid block of the U-Net on x_t (B, C, H, W) and stops; t is one step for all
-    rows, or (B,) steps. Returns features (B, C', H', W'), the output of `unet.mid_block`.
+    x_t is (B, C, H, W), t one step for all rows or (B,) of them, and h (B, C', H', W') the output of `unet.mid_block`.
     """
     check_encoder(unet)
     prompt, unet = getattr(unet, "embedding", None), getattr(unet, "unet", unet)  # of a `FixedPrompt`
@@ -53,18 +52,10 @@ def bottleneck_shape(unet: UNet2DModel) -> tuple[int, int, int]:
         return tuple(encode(unet, zero, 0).shape[1:])
 
 
-@contextmanager
-def bottleneck_hook(unet: UNet2DModel, edit: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """Pass every h (B, C', H', W') that the model computes inside the `with` block through a function.
-
-    What `edit` returns goes on to the decoder in the place of h; None leaves h. Afterwards the model is as before.
-    """
+def bottleneck_hook(unet: UNet2DModel, edit: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
+    """Inside a `with` block, decode what `edit` returns of each h (B, C', H', W') in its place; None leaves h."""
     check_encoder(unet)
-    handle = unet.mid_block.register_forward_hook(lambda _module, _inputs, h: edit(h))
-    try:
-        yield
-    finally:
-        handle.remove()
+    return unet.mid_block.register_forward_hook(lambda _module, _inputs, h: edit(h))
 
 
 def check_latents(unet: UNet2DModel, x: Tensor, name: str) -> None:
@@ -81,8 +72,7 @@ def check_latents(unet: UNet2DModel, x: Tensor, name: str) -> None:
 def check_encoder(unet: UNet2DModel) -> None:
     """Raise unless `encode` can read the bottleneck of this model."""
     if type(unet).__name__ == "UNet2DConditionModel":
-        advice = "wrap the pipeline in with_prompt"
-        raise ValueError(f"a UNet2DConditionModel is a map of noise only once its prompt is fixed; {advice}")
+        raise ValueError("a UNet2DConditionModel maps noise once its prompt is fixed; wrap the pipeline in with_prompt")
     unet = getattr(unet, "unet", unet)  # of a `FixedPrompt`
     needed = ("conv_in", "time_proj", "time_embedding", "down_blocks", "config")
     if missing := [name for name in needed if not hasattr(unet, name)]:

@@ -6,9 +6,9 @@ of its own h_t, at the steps t ≥ t_edit. There are two ways to blend:
     add    h̃ = h + γ h'                            (App. G, Hahm et al. 2024, with γ = 1.5)
     slerp  h̃ = slerp(h, h' ‖h‖ / ‖h'‖, γ)          (Jeong et al. 2024, InjectFusion, with γ ≈ 0.3)
 
-The second keeps the norm of h. An edit of the whole noise estimate nearly cancels, as it moves the estimate of x₀ and
-the direction back to x_t against each other (Kwon et al. 2023). Hence the asymmetric step of InjectFusion (without its
-calibration and noise), x_s = √ᾱ_s x̂₀(x_t, h̃_t) + √(1 − ᾱ_s) ε_θ(x_t, h_t), takes only x̂₀ from the edited model.
+The second keeps the norm of h. An edit of the whole noise estimate nearly cancels (Kwon et al. 2023). Hence the
+asymmetric step of InjectFusion (without its calibration and noise) takes only x̂₀ from the edited model:
+x_s = √ᾱ_s x̂₀(x_t, h̃_t) + √(1 − ᾱ_s) ε_θ(x_t, h_t).
 """
 
 from __future__ import annotations
@@ -42,9 +42,8 @@ def inject(
 ) -> Tensor:
     """Sample the receiver with the donor's bottleneck features blended into its own.
 
-    Latents are (B, C, H, W), and may come from `invert`. γ is any finite number for "add", 0 … 1 for "slerp", which is
-    of a row's whole feature map; InjectFusion's `t_edit` is 400 to 500. Without `asymmetric` the edited model takes the
-    whole step. Cost: at most 3 · num_steps evaluations, or 2 · num_steps if not asymmetric.
+    Latents are (B, C, H, W). γ is any finite number for "add", 0 … 1 for "slerp", which is of a row's whole features;
+    InjectFusion's `t_edit` is 400 to 500. Without `asymmetric` the edited model takes the whole step.
     """
     check_latents(unet, x_T, "x_T")
     check_latents(unet, x_T_donor, "x_T_donor")
@@ -52,10 +51,8 @@ def inject(
         raise ValueError(f"x_T_donor must have the shape of x_T, {tuple(x_T.shape)}; got {tuple(x_T_donor.shape)}")
     if form not in get_args(Form):
         raise ValueError(f"form must be one of {get_args(Form)}; got {form!r}")
-    if not math.isfinite(gamma):
-        raise ValueError(f"gamma must be finite; got {gamma}")
-    if form == "slerp" and not 0 <= gamma <= 1:
-        raise ValueError(f"gamma must lie in [0, 1] in the form 'slerp'; got {gamma}")
+    if not math.isfinite(gamma) or (form == "slerp" and not 0 <= gamma <= 1):
+        raise ValueError(f"gamma must be finite, and in [0, 1] in the form 'slerp'; got {gamma}")
     schedule = NoiseSchedule.of(scheduler)
     schedule.check_steps(t_edit)
     donor = ddim_trajectory(unet, scheduler, x_T_donor, num_steps)
@@ -70,13 +67,9 @@ def inject(
     x = x_T
     for t, s in schedule.steps(num_steps):
         edited = predict_edited(x, t) if t >= t_edit else None
-        if edited is None:
-            x = ddim_step(schedule, predict(unet, x, t), x, t, s)
-        elif asymmetric:
-            clean, _ = schedule.split(edited, x, t)
-            x = ddim_step(schedule, predict(unet, x, t), x, t, s, clean)
-        else:
-            x = ddim_step(schedule, edited, x, t, s)
+        clean = None if edited is None else schedule.split(edited, x, t)[0]
+        prediction = predict(unet, x, t) if edited is None or asymmetric else edited
+        x = ddim_step(schedule, prediction, x, t, s, clean)
     return x
 
 

@@ -4,10 +4,9 @@ A step t → s of the sampler is linear in the sample and in the model's predict
 
     x_s = a x_t + b o_θ(x_t, t),
 
-with a and b read off the scheduler. Its inverse is the solution of x_t = (x_s − b o_θ(x_t, t)) / a. DDIM inversion
-(Dhariwal and Nichol 2021) puts o_θ(x_s, t) for the unknown o_θ(x_t, t). A *refinement* puts in the x_t just found: one
-fixed-point iteration, as in Pan et al. 2023. It contracts where |b/a| times the Lipschitz constant of o_θ is below one.
-That holds for short steps, and often fails at the one next to the image, where many x_t become nearly one image.
+whose inverse solves x_t = (x_s − b o_θ(x_t, t)) / a. DDIM inversion (Dhariwal and Nichol 2021) puts o_θ(x_s, t) for the
+unknown o_θ(x_t, t). A *refinement* puts in the x_t just found: one fixed-point iteration, as in Pan et al. 2023. It
+contracts where |b/a| times the Lipschitz constant of o_θ is below one, which often fails at the step next to the image.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from diffusers import SchedulerMixin, UNet2DModel
 from torch import Tensor
 
 from isodiff.diffusion.hspace import check_latents
-from isodiff.diffusion.process import NoiseSchedule, ddim_steps, last, linear_prediction, predict, step_factors
+from isodiff.diffusion.process import NoiseSchedule, ddim_sample, linear_prediction, predict, step_factors
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,9 @@ def invert(
 ) -> Inversion:
     """Find the latents x_T of images (B, C, H, W) in [−1, 1] under `ddim_sample`, and sample from them again.
 
-    Each row keeps, at each step, the iterate with the smallest residual: where the iteration does not contract, more
-    `refinements` cannot make a step worse. With none it is `ddim_invert`. The steps inverted are those without
-    clipping; if the scheduler clips, the reconstruction takes others wherever an estimate of x₀ leaves the range, an
-    error that no refinement removes. Cost: (refinements + 2) · num_steps evaluations, and num_steps to reconstruct. A
-    step that forgets its sample (a = 0, as where ᾱ_T = 0) is refused.
+    Each row keeps, at each step, the iterate with the smallest residual; with no `refinements` it is `ddim_invert`. The
+    steps inverted are those without clipping; if the scheduler clips, the reconstruction errs wherever an estimate of
+    x₀ leaves the range, whatever the refinements. Cost: (refinements + 3) · num_steps evaluations.
     """
     return NoiseLevel(unet, scheduler, share=1.0, num_steps=num_steps).invert(x_0, refinements=refinements)
 
@@ -69,8 +66,8 @@ class NoiseLevel:
     """One step t of a model's sampler, with α = √ᾱ_t and σ = √(1 − ᾱ_t), and the maps to and from it.
 
     The level is the first of the `num_steps` steps of DDIM that lies within `share` of the T steps (Saito and Matsubara
-    2025 draw paths between images at 0.6 T); `num_steps_below` of them are left from there to the image. Where the
-    scheduler clips, so does `decode`, as in `invert`. Points are (M, C, H, W), for any M.
+    2025 draw paths between images at 0.6 T); `num_steps_below` of them are left from there to the image. Points are
+    (M, C, H, W), for any M.
     """
 
     def __init__(
@@ -83,10 +80,8 @@ class NoiseLevel:
             raise ValueError(f"share must lie in (0, 1], as a share of the T = {horizon} steps; got {share}")
         self._steps = [(t, s) for t, s in steps if t <= round(share * horizon) - 1]
         if not self._steps:
-            raise ValueError(
-                f"none of the sampler's {num_steps} steps lies within share {share:g}; its last is {steps[-1][0]} "
-                f"of {horizon}; take a larger share or more steps"
-            )
+            last = f"its last is {steps[-1][0]} of {horizon}; take a larger share or more steps"
+            raise ValueError(f"none of the sampler's {num_steps} steps lies within share {share:g}; {last}")
         self.t, self.num_steps_below = self._steps[0][0], len(self._steps)
         alpha_bar = self.schedule.alphas_cumprod[self.t]
         self.alpha, self.sigma = float(alpha_bar**0.5), float((1 - alpha_bar) ** 0.5)
@@ -104,12 +99,10 @@ class NoiseLevel:
         return x - self.sigma * self.eps(x)
 
     @torch.no_grad()
-    def decode(self, x: Tensor, *, batch_size: int = 64) -> Tensor:
-        """Sample the images of points by DDIM at η = 0, `batch_size` rows at once, clamped to [−1, 1]."""
+    def decode(self, x: Tensor) -> Tensor:
+        """Sample the images of points by DDIM at η = 0, clamped to [−1, 1]."""
         check_latents(self.unet, x, "x")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1; got {batch_size}")
-        decoded = [last(ddim_steps(self.unet, self.schedule, rows, self._steps)) for rows in x.split(batch_size)]
+        decoded = [ddim_sample(self.unet, self.schedule, rows, self._steps) for rows in x.split(64)]
         return torch.cat(decoded).clamp(-1, 1)
 
     @torch.no_grad()
@@ -122,6 +115,6 @@ class NoiseLevel:
         for t, s in reversed(self._steps):
             x, residual = _invert_step(self.unet, self.schedule, t, s, x, refinements)
             residuals.append(residual)
-        reconstruction = last(ddim_steps(self.unet, self.schedule, x, self._steps))
+        reconstruction = ddim_sample(self.unet, self.schedule, x, self._steps)
         error = (reconstruction - x_0).square().flatten(1).mean(1)
         return Inversion(x, reconstruction, error, torch.stack(residuals, 1))

@@ -1,9 +1,8 @@
 r"""Latent diffusion (Rombach et al. 2022): between images and what the U-Net is trained on.
 
-A frozen autoencoder maps an image x to a latent z = s · E(x) and back, x ≈ D(z / s); the diffusion, its noise sphere
-and the isometry term live in the space of z. `scaling_factor` s brings z to about unit variance; for a model of pixels
-E = D = identity. A KL autoencoder encodes to the mean of its posterior, not to a draw from it; a VQ autoencoder rounds
-to its code book when it decodes, which diffusers differentiates as if it were the identity.
+A frozen autoencoder maps an image x to a latent z = s · E(x) and back, x ≈ D(z / s); `scaling_factor` s brings z to
+about unit variance. A KL autoencoder encodes to the mean of its posterior, not to a draw from it; a VQ autoencoder
+rounds to its code book when it decodes, which diffusers differentiates as if it were the identity.
 """
 
 from __future__ import annotations
@@ -18,8 +17,7 @@ def autoencoder_of(pipeline: DiffusionPipeline) -> Autoencoder | None:
     """Return the autoencoder of a latent-diffusion pipeline, or None where the U-Net works on pixels."""
     autoencoder = getattr(pipeline, "vqvae", None) or getattr(pipeline, "vae", None)
     if autoencoder is not None and (shift := autoencoder.config.get("shift_factor")):
-        needed = "one whose latents are only scaled, such as LDM's or Stable Diffusion's"
-        raise ValueError(f"the autoencoder has shift_factor = {shift}; expected {needed}")
+        raise ValueError(f"the autoencoder has shift_factor = {shift}; expected one whose latents are only scaled")
     return autoencoder
 
 

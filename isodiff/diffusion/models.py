@@ -17,20 +17,13 @@ from typing import Any, NamedTuple
 
 import diffusers
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DDPMPipeline,
-    DDPMScheduler,
-    DiffusionPipeline,
-    LDMPipeline,
-    SchedulerMixin,
-    UNet2DModel,
-    VQModel,
-)
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DiffusionPipeline, LDMPipeline, UNet2DModel, VQModel
 from diffusers.utils import logging
+from safetensors.torch import load_file, save_file
 
 from isodiff.diffusion.latent import Autoencoder, downsampling
 from isodiff.diffusion.process import NoiseSchedule
+from isodiff.diffusion.training import seeded
 from isodiff.files import data_directory
 
 
@@ -115,7 +108,8 @@ def build_unet(
         settings["sample_size"] = resolution
     if channels is not None:
         settings["in_channels"] = settings["out_channels"] = channels
-    return _seeded(UNet2DModel, settings, seed)
+    with seeded(seed, torch.device("cpu")):
+        return UNet2DModel(**settings)
 
 
 def build_pipeline(
@@ -131,35 +125,27 @@ def build_pipeline(
     An autoencoder makes it a latent-diffusion model; the published one comes with its own, untrained.
     """
     if autoencoder is None and architecture in AUTOENCODERS:
-        autoencoder = _seeded(VQModel, AUTOENCODERS[architecture], seed)
+        with seeded(seed, torch.device("cpu")):
+            autoencoder = VQModel(**AUTOENCODERS[architecture])
     if autoencoder is not None:
         resolution = resolution or autoencoder.config.sample_size // downsampling(autoencoder)
         channels = channels or autoencoder.config.latent_channels
     unet = build_unet(architecture, resolution=resolution, channels=channels, seed=seed)
-    # Trailing spacing lets every sampler start at t = T−1, where x_t is pure noise. Estimates of x₀ are clipped, as Ho
-    # et al. do: at t near T they divide a small error of ε_θ by √ᾱ_t, 0.006 at the end. Latents hardly exceed 4.
+    # Trailing spacing lets samplers start at t = T−1, at pure noise. Estimates of x₀ are clipped, as Ho et al. do:
+    # near T they divide an error of ε_θ by √ᾱ_t, 0.006 at the end. Latents hardly exceed 4.
     if autoencoder is None:
         return DDPMPipeline(unet=unet, scheduler=DDPMScheduler(clip_sample=True, timestep_spacing="trailing"))
     scheduler = DDIMScheduler(clip_sample=True, clip_sample_range=4.0, timestep_spacing="trailing")
     return LDMPipeline(vqvae=autoencoder, unet=unet, scheduler=scheduler)
 
 
-def _seeded(kind: type, settings: dict[str, Any], seed: int) -> UNet2DModel | VQModel:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return kind(**settings)
-
-
-def load_pipeline(source: str | Path, *, scheduler: SchedulerMixin | None = None) -> DiffusionPipeline:
+def load_pipeline(source: str | Path, *, scheduler: diffusers.SchedulerMixin | None = None) -> DiffusionPipeline:
     """Load a model from a directory, from what this project ships, or from the hub, in float32.
 
-    `source` is a directory; a shipped name such as "faces32/base"; a published name such as "google/ddpm-celebahq-256"
-    (see `PUBLISHED`); or "hub:OWNER/NAME". The latter two may end in @REVISION, a commit, tag or branch; a published
-    model has one by default. A directory is a pipeline of diffusers (`model_index.json`), or holds a U-Net alone: one
-    saved by itself, or a training checkpoint with a folder `unet`. Such a U-Net gets the `scheduler` given, the one
-    stored beside it, or DDPM's default, as a warning tells. Weights may be safetensors or pickles, which torch reads
-    restricted to tensors, whole or in shards, and of a single variant such as fp16. A name that nothing has is a
-    FileNotFoundError, a hub out of reach a ConnectionError that tells how to fetch the model elsewhere.
+    `source` is a directory, a shipped name such as "faces32/base", a published one (`PUBLISHED`) or "hub:OWNER/NAME";
+    the latter two may end in @REVISION, a commit, tag or branch. A directory is a pipeline of diffusers, or holds a
+    U-Net alone: one saved by itself, or a training checkpoint with a folder `unet`. Such a U-Net gets the `scheduler`
+    given, the one stored beside it, or DDPM's default, as a warning tells. Pickles are read restricted to tensors.
     """
     path = local_model(source)
     if path is None:
@@ -168,10 +154,9 @@ def load_pipeline(source: str | Path, *, scheduler: SchedulerMixin | None = None
         if published is None and not str(source).startswith("hub:"):
             shipped = data_directory() / "checkpoints"
             names = sorted(str(p.parent.relative_to(shipped)) for p in shipped.glob("*/*/model_index.json"))
-            raise FileNotFoundError(
-                f"no diffusers model at {str(source)!r}: expected a directory with model_index.json or a U-Net, one "
-                f"shipped here ({', '.join(names)}), one published ({', '.join(PUBLISHED)}), or hub:OWNER/NAME"
-            )
+            known = f"one shipped here ({', '.join(names)}), one published ({', '.join(PUBLISHED)}), or hub:OWNER/NAME"
+            needed = f"a directory with model_index.json or a U-Net, {known}"
+            raise FileNotFoundError(f"no diffusers model at {str(source)!r}: expected {needed}")
         path = _fetch(name, pinned or (published.revision if published else None))
     try:
         with _quiet():
@@ -210,24 +195,19 @@ def model_name(source: str | Path) -> str:
 def _fetch(name: str, revision: str | None) -> Path:
     """Return the folder of a hub model: from the cache if it is whole there, else downloaded."""
     from huggingface_hub import errors, model_info
-    from huggingface_hub.constants import is_offline_mode
 
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise FileNotFoundError(f"{name!r} is no name of a model on the hub; expected OWNER/NAME")
     with suppress(OSError, ValueError):  # not in the cache
         return Path(DiffusionPipeline.download(name, revision=revision, local_files_only=True))
-    command = f"hf download {name}" + (f" --revision {revision}" if revision else "")
-    advice = f"where there is a network: {command}, then name the folder that it prints"
-    if is_offline_mode():
-        raise ConnectionError(f"{name} is not in the cache and HF_HUB_OFFLINE is set; {advice}")
     try:  # this fails at once where a download would try again and again
         model_info(name, revision=revision, timeout=10.0)
     except (errors.RevisionNotFoundError, errors.RepositoryNotFoundError) as error:
-        at = f" at revision {revision!r}" if revision else ""
-        raise FileNotFoundError(f"the hub has no model {name!r}{at}, or not for everybody") from error
+        raise FileNotFoundError(f"the hub has no model {name}@{revision or 'main'}, or not for everybody") from error
     except Exception as error:  # the hub's client raises whatever its transport does
         problem = f"{name} is not in the cache and the hub cannot be reached ({type(error).__name__})"
-        raise ConnectionError(f"{problem}; {advice}") from error
+        command = f"hf download {name} --revision {revision or 'main'}"
+        raise ConnectionError(f"{problem}; where there is a network: {command}, then name its folder") from error
     return Path(DiffusionPipeline.download(name, revision=revision))
 
 
@@ -262,31 +242,29 @@ def _open_pipeline(path: Path) -> DiffusionPipeline:
     return pipeline.to(torch.float32)
 
 
-def _open_unet(path: Path, scheduler: SchedulerMixin | None) -> DDPMPipeline:
+def _open_unet(path: Path, scheduler: diffusers.SchedulerMixin | None) -> DDPMPipeline:
     """Open a U-Net saved by itself, or the one of a training checkpoint, with a scheduler."""
     folder = next((place for place in (path, path / "unet") if (place / "config.json").is_file()), None)
     if folder is None:
         found = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
         build = "unet.load_state_dict(torch.load(FILE, weights_only=True)); unet.save_pretrained(FOLDER)"
-        raise ValueError(
-            f"it holds {found}; expected model_index.json, a folder unet, or config.json with weights; of weights "
-            f"without a configuration build the U-Net that was trained, then {build}"
-        )
+        needed = "model_index.json, a folder unet, or config.json with weights"
+        raise ValueError(f"it holds {found}; expected {needed}; of weights alone build the trained U-Net, then {build}")
     kind = json.loads((folder / "config.json").read_text()).get("_class_name")
     if kind != "UNet2DModel":
         raise ValueError(f"it holds a {kind} alone; accepted are a UNet2DModel, and pipelines {', '.join(PIPELINES)}")
     unet = UNet2DModel.from_pretrained(folder, variant=_variant(folder), local_files_only=True).to(torch.float32)
     if (path / "unet_ema").is_dir() and folder != path:
         warnings.warn(f"{path}: opening unet; its moving average is opened by {path / 'unet_ema'}", stacklevel=3)
-    if scheduler is None:
-        places = [place / "scheduler" / "scheduler_config.json" for place in (path, *path.resolve().parents[:2])]
-        if (stored := next(filter(Path.is_file, places), None)) is not None:
-            scheduler = getattr(diffusers, json.loads(stored.read_text())["_class_name"]).from_pretrained(stored.parent)
-        else:
-            scheduler = DDPMScheduler()
-            told = f"{path} stores no scheduler; taking DDPM's default, 1000 steps with beta from 1e-4 to 0.02, linear"
-            warnings.warn(told, stacklevel=3)
-    return DDPMPipeline(unet=unet, scheduler=scheduler)
+    if scheduler is not None:
+        return DDPMPipeline(unet=unet, scheduler=scheduler)
+    places = [place / "scheduler" / "scheduler_config.json" for place in (path, *path.resolve().parents[:2])]
+    if (stored := next(filter(Path.is_file, places), None)) is not None:
+        scheduler = getattr(diffusers, json.loads(stored.read_text())["_class_name"]).from_pretrained(stored.parent)
+        return DDPMPipeline(unet=unet, scheduler=scheduler)
+    told = f"{path} stores no scheduler; taking DDPM's default, 1000 steps with beta from 1e-4 to 0.02, linear"
+    warnings.warn(told, stacklevel=3)
+    return DDPMPipeline(unet=unet, scheduler=DDPMScheduler())
 
 
 def _variant(folder: Path) -> str | None:
@@ -298,14 +276,10 @@ def _variant(folder: Path) -> str | None:
     for file in folder.glob("diffusion_pytorch_model*"):
         with file.open("rb") as opened:
             if opened.read(24) == b"version https://git-lfs.":
-                raise ValueError(
-                    f"{file.name} is a pointer of Git LFS to weights that are not here; git lfs pull gets them"
-                )
-    if None in found:
-        return None
-    if len(found) > 1:
+                raise ValueError(f"{file.name} is a pointer of Git LFS, not the weights; git lfs pull gets them")
+    if len(found) > 1 and None not in found:
         raise ValueError(f"it holds the variants {', '.join(sorted(found))}; keep the files of one")
-    return found.pop()
+    return None if None in found else found.pop()
 
 
 def save_pipeline(pipeline: DiffusionPipeline, path: str | Path, *, half: bool = False) -> None:
@@ -315,7 +289,10 @@ def save_pipeline(pipeline: DiffusionPipeline, path: str | Path, *, half: bool =
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.save_pretrained(partial, safe_serialization=True)
     for file in partial.rglob("*.safetensors") if half else ():
-        _halve(file)
+        tensors = {n: t.half() if t.is_floating_point() else t for n, t in load_file(file).items()}
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            raise ValueError(f"{file.parent.name} has weights beyond the range of float16; store it in full")
+        save_file(tensors, file, metadata={"format": "pt"})
     for file in partial.rglob("*.json"):  # the path of the base tells about a machine, not about the model
         config = json.loads(file.read_text())
         if isinstance(config, dict) and config.pop("_name_or_path", None) is not None:
@@ -327,12 +304,3 @@ def save_pipeline(pipeline: DiffusionPipeline, path: str | Path, *, half: bool =
             shutil.rmtree(target)
         entry.replace(target)
     partial.rmdir()
-
-
-def _halve(file: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    tensors = {n: t.half() if t.is_floating_point() else t for n, t in load_file(file).items()}
-    if not all(tensor.isfinite().all() for tensor in tensors.values()):
-        raise ValueError(f"{file.parent.name} has weights beyond the range of float16; store it in full")
-    save_file(tensors, file, metadata={"format": "pt"})

@@ -4,9 +4,9 @@ Notation, fixed for the whole floor: x_t = α_t x₀ + σ_t ε with ε ~ N(0, I)
 a DDPM step (Ho et al. 2020). A model predicts the noise ε, the velocity v = α_t ε − σ_t x₀ (Salimans and Ho 2022) or
 the sample x₀. Images and latents are (B, C, H, W), images in [−1, 1].
 
-DDIM at η = 0 (Eq. 12, Song et al. 2020) steps from t to the next entry s of its list of steps, and from the last one to
-the image: x_s = α_s x̂₀(x_t) + σ_s ε̂(x_t). These are Euler steps of the probability-flow ODE, whose error falls with
-their number. diffusers takes t − T // n for s instead, which is not the next entry wherever T // n is not the spacing.
+DDIM at η = 0 (Eq. 12, Song et al. 2020) takes Euler steps of the probability-flow ODE from t to the next entry s of its
+list of steps, and from the last to the image: x_s = α_s x̂₀(x_t) + σ_s ε̂(x_t). diffusers takes t − T // n for s instead,
+which is not the next entry wherever T // n is not the spacing.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from diffusers import DDPMScheduler, SchedulerMixin, UNet2DModel
 from torch import Tensor
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
+Steps = list[tuple[int, int | None]]  # t and the s it leads to, None for the image
 _BETAS = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")
 
 
@@ -30,8 +31,7 @@ _BETAS = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")
 class NoiseSchedule:
     """What a diffusers scheduler's configuration says, whatever its class: the only reader of schedulers.
 
-    A pipeline saved with a DPM-Solver or an Euler scheduler is so trained, sampled and measured as with a DDPM
-    scheduler of the same betas; these classes' own `add_noise` takes t for a position in their current list of steps.
+    So a pipeline saved with an Euler scheduler is trained, sampled and measured as with a DDPM scheduler of its betas.
     """
 
     alphas_cumprod: Tensor  # ᾱ_t, (T,)
@@ -54,10 +54,9 @@ class NoiseSchedule:
         own = getattr(scheduler, "alphas_cumprod", None)
         if own is None or not torch.allclose(own.cpu().float(), alphas_cumprod, rtol=0, atol=1e-6):
             raise ValueError(f"{name} has a noise schedule that its betas do not give; expected one of DDPM's betas")
-        prediction_type = config.get("prediction_type", "epsilon")
-        if prediction_type not in PREDICTIONS or config.get("use_flow_sigmas"):
-            asked = "flow" if config.get("use_flow_sigmas") else prediction_type
-            raise ValueError(f"prediction_type must be one of {', '.join(PREDICTIONS)}; got {asked!r} of {name}")
+        predicted = "flow" if config.get("use_flow_sigmas") else config.get("prediction_type", "epsilon")
+        if predicted not in PREDICTIONS:
+            raise ValueError(f"prediction_type must be one of {', '.join(PREDICTIONS)}; got {predicted!r} of {name}")
         if config.get("thresholding"):
             raise ValueError(f"{name} asks for thresholding = True, which is not done here; expected False")
         clip = float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample") else None
@@ -65,7 +64,7 @@ class NoiseSchedule:
         spacing = config.get("timestep_spacing", "linspace")
         if spacing not in ("leading", "linspace", "trailing"):
             raise ValueError(f"timestep_spacing must be leading, linspace or trailing; got {spacing!r} of {name}")
-        return cls(alphas_cumprod, prediction_type, clip, spacing, config.get("steps_offset", 0), final)
+        return cls(alphas_cumprod, predicted, clip, spacing, config.get("steps_offset", 0), final)
 
     @property
     def horizon(self) -> int:
@@ -105,12 +104,8 @@ class NoiseSchedule:
             return prediction, (x_t - alpha * prediction) / sigma
         return alpha * x_t - sigma * prediction, alpha * prediction + sigma * x_t
 
-    def steps(self, num_steps: int) -> list[tuple[int, int | None]]:
-        """Return the sampler's steps (t, s) from noise to image, s being the t of the next and None after the last.
-
-        With `leading` spacing the list begins at (n − 1) ⌊T / n⌋ + offset, below T − 1; the sampler takes its x_T for
-        a point there, and a warning tells where that is below 0.9 T.
-        """
+    def steps(self, num_steps: int) -> Steps:
+        """Return the sampler's steps (t, s) from noise to image, s being the t of the next and None after the last."""
         horizon, n = self.horizon, num_steps
         if not 1 <= n <= horizon:
             raise ValueError(f"num_steps must be 1 to {horizon}; got {n}")
@@ -123,9 +118,8 @@ class NoiseSchedule:
         if times[0] >= horizon or times[-1] < 0:
             raise ValueError(f"steps_offset {self.steps_offset} takes {n} steps out of 0 to {horizon - 1}")
         if times[0] + 1 < 0.9 * horizon:
-            advice = "take a number that divides T, or timestep_spacing 'trailing'"
             told = f"{n} steps of leading spacing begin at t = {times[0]} of T = {horizon}, where x_t is not yet noise"
-            warnings.warn(f"{told}; {advice}", stacklevel=3)
+            warnings.warn(f"{told}; take a number that divides T, or timestep_spacing 'trailing'", stacklevel=3)
         if self.prediction_type == "epsilon" and not self.alphas_cumprod[times[0]] > 0:
             raise ValueError(f"a prediction of epsilon tells nothing at t = {times[0]}, where ᾱ_t = 0; expected v")
         return list(zip(times.tolist(), [*times[1:].tolist(), None], strict=True))
@@ -142,53 +136,34 @@ def predict(unet: UNet2DModel, x_t: Tensor, t: Tensor | int) -> Tensor:
 def dsm_loss(unet: UNet2DModel, scheduler: SchedulerMixin, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
     """Denoising score matching with the simple weighting (Eq. 1, Hahm et al. 2024; Eq. 14, Ho et al. 2020).
 
-    E‖ε_θ(x_t, t) − ε‖² for a model that predicts ε, and likewise of v or x₀: the mean over rows (t is (B,)), channels
-    and pixels, in float32 or better.
+    E‖ε_θ(x_t, t) − ε‖² for a model that predicts ε, and likewise of v or x₀: the mean over rows, channels and pixels.
     """
     if x_0.shape != eps.shape or t.shape != x_0.shape[:1]:
-        raise ValueError(
-            "x_0 and eps must have one shape (B, C, H, W) and t the shape (B,); "
-            f"got {tuple(x_0.shape)}, {tuple(eps.shape)} and {tuple(t.shape)}"
-        )
+        got = f"{tuple(x_0.shape)}, {tuple(eps.shape)} and {tuple(t.shape)}"
+        raise ValueError(f"x_0 and eps must have one shape (B, C, H, W) and t the shape (B,); got {got}")
     schedule = NoiseSchedule.of(scheduler)
     schedule.check_steps(t)
     target = schedule.target(x_0, eps, t)
     return F.mse_loss(predict(unet, schedule.add_noise(x_0, eps, t), t).to(target.dtype), target)
 
 
-def ddim_sample(unet: UNet2DModel, scheduler: SchedulerMixin, x_T: Tensor, num_steps: int) -> Tensor:
-    """Sample with DDIM at η = 0: the deterministic map x_T → x₀, in `num_steps` evaluations, any of 1 … T.
+def ddim_sample(unet: UNet2DModel, scheduler: SchedulerMixin, x_T: Tensor, num_steps: int | Steps) -> Tensor:
+    """Sample with DDIM at η = 0: the deterministic map x_T → x₀, in `num_steps` evaluations, or over the steps given.
 
-    Betas, prediction type, spacing of the steps and clipping of the estimates of x₀ are those of the scheduler's
-    configuration. Gradients are recorded; where an estimate is clipped, its derivative is zero.
+    Gradients are recorded; where the scheduler clips an estimate of x₀, its derivative is zero.
     """
-    return last(ddim_trajectory(unet, scheduler, x_T, num_steps))
+    return deque(ddim_trajectory(unet, scheduler, x_T, num_steps), maxlen=1)[0][2]
 
 
 def ddim_trajectory(
-    unet: UNet2DModel, scheduler: SchedulerMixin, x_T: Tensor, num_steps: int
+    unet: UNet2DModel, scheduler: SchedulerMixin, x_T: Tensor, num_steps: int | Steps
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield (t, x_t, x_s) at every step t → s of `ddim_sample`.
-
-    The model has been evaluated at x_t when a step is yielded: a hook on one of its modules has seen that x_t.
-    """
-    schedule = NoiseSchedule.of(scheduler)
-    yield from ddim_steps(unet, schedule, x_T, schedule.steps(num_steps))
-
-
-def ddim_steps(
-    unet: UNet2DModel, schedule: NoiseSchedule, x: Tensor, steps: list[tuple[int, int | None]]
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield (t, x_t, x_s) at the steps t → s given."""
+    """Yield (t, x_t, x_s) at every step t → s of `ddim_sample`, once the model has been evaluated at x_t."""
+    schedule, x = NoiseSchedule.of(scheduler), x_T
     _require_images(x)
-    for t, s in steps:
+    for t, s in num_steps if isinstance(num_steps, list) else schedule.steps(num_steps):
         x_t, x = x, ddim_step(schedule, predict(unet, x, t), x, t, s)
         yield t, x_t, x
-
-
-def last(steps: Iterator[tuple[int, Tensor, Tensor]]) -> Tensor:
-    """Take all steps and return where the last one leads."""
-    return deque(steps, maxlen=1)[0][2]
 
 
 def ddim_step(
@@ -202,10 +177,7 @@ def ddim_step(
 
 
 def ddim_invert(unet: UNet2DModel, scheduler: SchedulerMixin, x_0: Tensor, num_steps: int) -> Tensor:
-    """Run DDIM backwards, x₀ → x_T, as if the prediction changed little over a step (Dhariwal and Nichol 2021).
-
-    The result lies near the shell of radius √n. No estimate of x₀ is clipped, as a clipped step cannot be undone.
-    """
+    """Run DDIM backwards, x₀ → x_T, unclipped, as if predictions changed little over a step (Dhariwal, Nichol 2021)."""
     schedule, x = NoiseSchedule.of(scheduler), x_0
     _require_images(x)
     for t, s in reversed(schedule.steps(num_steps)):
@@ -232,6 +204,5 @@ def step_factors(schedule: NoiseSchedule, t: int, s: int | None, like: Tensor) -
 
 def _require_images(x: Tensor) -> None:
     if x.ndim != 4 or not x.isfinite().all():
-        raise ValueError(
-            f"expected finite images or latents (B, C, H, W); got shape {tuple(x.shape)}, finite: {x.isfinite().all()}"
-        )
+        got = f"shape {tuple(x.shape)}, finite: {x.isfinite().all()}"
+        raise ValueError(f"expected finite images or latents (B, C, H, W); got {got}")

@@ -1,7 +1,7 @@
 """The folder of a training run: checkpoints while it lasts, the model and its record when it is done.
 
-A checkpoint is one file with its SHA-256, replaced atomically, the last two kept. accelerate's `save_state` does not
-serve: it writes a folder, which no single rename replaces, without checksums.
+A checkpoint is one file with its SHA-256, replaced atomically, the last two kept; accelerate's `save_state` writes a
+folder, which no single rename replaces, without checksums.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +25,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
+from torch.nn import Module
 from tqdm.auto import tqdm
 
 from isodiff.diffusion.config import TrainingConfig
@@ -41,8 +42,7 @@ def require_same_run(there: Mapping[str, Any], now: Mapping[str, Any], place: st
     """Refuse what a run with other settings or facts has left, naming all that differ and could change the result."""
     if names := [name for name in {**now, **there} if name not in _FREE and there.get(name) != now.get(name)]:
         differ = ", ".join(f"{name} = {there.get(name)!r} there, {now.get(name)!r} now" for name in names)
-        advice = "give those, or choose another output, or delete it to start again"
-        raise ValueError(f"{place} is of a run with other settings: {differ}; {advice}")
+        raise ValueError(f"{place} is of a run with other settings: {differ}; give those, or choose another output")
 
 
 class TrainingInterrupted(RuntimeError):
@@ -54,11 +54,7 @@ class TrainingInterrupted(RuntimeError):
 
 
 class Checkpoint:
-    """The states of a run's parts, its settings and its log, in a file; every method is called by all processes.
-
-    A new file is written whole before either of the last two is touched: neither a kill nor a full disk costs more than
-    the steps since the last.
-    """
+    """The states of a run's parts, its settings and its log, in a file; every method is called by all processes."""
 
     def __init__(
         self, path: str | Path, parts: Mapping, settings: Mapping, accelerator: Accelerator, log: list | None = None
@@ -79,12 +75,12 @@ class Checkpoint:
     def save(self, step: int) -> None:
         """Write the state after so many steps; an OSError of the main process is one on all."""
         reason = [None]
-        if self.accelerator.is_main_process:
-            try:
+        try:
+            if self.accelerator.is_main_process:
                 self._write(step)
-            except OSError as error:
-                reason = [str(error)]
-                self.partial.unlink(missing_ok=True)
+        except OSError as error:
+            reason = [str(error)]
+            self.partial.unlink(missing_ok=True)
         if broadcast_object_list(reason)[0] is not None:
             problem = f"the checkpoint of step {step} could not be written to {self.path} ({reason[0]}); {self.kept}"
             raise OSError(f"{problem}, and nothing written before is lost. {_ADVICE}")
@@ -103,8 +99,7 @@ class Checkpoint:
                 break
             refused.append(f"{path} is damaged: its SHA-256 is not the one it was written with")
         if refused and self.last_good is None:
-            advice = "Put a copy in place, or delete them to start again"
-            raise ValueError(f"no checkpoint is good: {'; '.join(refused)}. {advice}")
+            raise ValueError(f"no checkpoint is good: {'; '.join(refused)}. Put a copy in place, or delete them")
         steps = self.accelerator.gather(torch.tensor([self.step], device=self.accelerator.device)).tolist()
         if len(set(steps)) > 1:
             raise ValueError(f"the processes found steps {steps} at {self.path}; all must read one, on a shared disk")
@@ -146,18 +141,21 @@ class Checkpoint:
 def train_into(
     output: str | Path,
     config: TrainingConfig,
-    provenance: Mapping[str, Any] | None,
-    accelerator: Accelerator,
-    *,
+    model: Module,
     steps: Callable[..., Iterator[Any]],
-    save: Callable[[Path], Mapping[str, Any]],
+    save: Callable[[Path], object],
+    *,
+    accelerator: Accelerator | None = None,
+    provenance: Mapping[str, Any] | None = None,
     progress: bool = True,
     overwrite: bool = False,
 ) -> bool:
     """Take all `steps` of a run into a folder, `save` the model there and record the run; False if it was done already.
 
-    SIGTERM and SIGINT end it after the step, with a checkpoint. The folder of a run with other settings is refused.
+    SIGTERM and SIGINT end it after the step, with a checkpoint. The folder of a run with other settings or facts (its
+    `provenance`) is refused, and one with other things in it, unless it is to `overwrite` files of the same names.
     """
+    accelerator = accelerator or Accelerator(mixed_precision=config.mixed_precision)
     folder, facts = claim_folder(output, (RECORD, *CHECKPOINTS), overwrite=overwrite), dict(provenance or {})
     checkpoint = Checkpoint(folder / "checkpoint.pt", {}, {}, accelerator)
     if (folder / RECORD).exists():
@@ -179,7 +177,8 @@ def train_into(
         packages = {name: version(name) for name in ("isodiff", "torch", "diffusers", "accelerate")}
         record = {"config": asdict(config), **facts, "versions": packages, "python": platform.python_version()}
         try:
-            record |= {**save(folder), "curves": _curves(log)}
+            save(folder)
+            record |= {"parameters": sum(p.numel() for p in model.parameters()), "curves": _curves(log)}
             write_whole(folder / RECORD, json.dumps(record, indent=1) + "\n")
         except (OSError, SafetensorError) as error:
             problem = f"{folder} could not be written ({error}); the checkpoints written before are whole"
@@ -204,10 +203,9 @@ def read_record(file: Path) -> dict[str, Any]:
     """Read the record of a finished run, or say that it is damaged."""
     try:
         record = json.loads(file.read_text())
-        dict(record["config"])
+        return record | {"config": dict(record["config"])}
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{file} is damaged ({error!r}); put a copy in place, or delete the directory") from error
-    return record
 
 
 @contextmanager
@@ -215,19 +213,12 @@ def stop_signals() -> Iterator[Callable[[], int]]:
     """Yield a function that tells the number of the first SIGTERM or SIGINT, 0 before; the second acts as ever."""
     received: list[int] = []
     main = threading.current_thread() is threading.main_thread()  # Python lets no other handle signals
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT) if main}
+    with ExitStack() as restore:
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
+        def note(number: int, _frame: object) -> None:
+            received.append(number)
+            restore.close()
 
-    def note(number: int, _frame: object) -> None:
-        received.append(number)
-        restore()
-
-    for number in before:
-        signal.signal(number, note)
-    try:
+        for number in (signal.SIGTERM, signal.SIGINT) if main else ():
+            restore.callback(signal.signal, number, signal.signal(number, note) or signal.SIG_DFL)
         yield lambda: received[0] if received else 0
-    finally:
-        restore()

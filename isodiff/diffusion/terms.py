@@ -8,30 +8,20 @@ as published: at a t of every row's own, with δ = σ_t N(0, I)/√n.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial, reduce
+from functools import partial
 
 import torch
 from diffusers import SchedulerMixin, UNet2DModel
 from torch import Tensor
 
+from isodiff import geometry
 from isodiff.diffusion.config import FinetuneConfig
 from isodiff.diffusion.hspace import bottleneck_shape, encode
 from isodiff.diffusion.latent import latent_shape
 from isodiff.diffusion.process import NoiseSchedule, ddim_step, dsm_loss, predict
 from isodiff.diffusion.training import TrainingStep
-from isodiff.geometry import (
-    anisotropy,
-    estimate_loss,
-    isometry_loss_share,
-    pulled_lengths,
-    recomputed,
-    sample_probes,
-    smooth_loss_share,
-    trace_samples,
-    updated_average,
-)
 
 
 class Terms:
@@ -41,16 +31,13 @@ class Terms:
     """
 
     def __init__(
-        self,
-        unet: UNet2DModel,
-        scheduler: SchedulerMixin,
-        config: FinetuneConfig,
-        processes: int,
-        lengths: Sequence[float] = (),
+        self, unet: UNet2DModel, scheduler: SchedulerMixin, config: FinetuneConfig, processes: int, lengths: tuple = ()
     ) -> None:
         self.unet, self.schedule, self.config = unet, NoiseSchedule.of(scheduler), config
         self.rows = config.regularised_rows // processes
-        self.length, self.average = None, reduce(lambda average, mean: updated_average(mean, average), lengths, 0.0)
+        self.length, self.average = None, 0.0
+        for mean in lengths:
+            self.average = geometry.updated_average(mean, self.average)
         if config.lambda_iso == 0:
             return
         if config.estimator != "ratio" and processes > 1:
@@ -60,7 +47,7 @@ class Terms:
             raise ValueError(f"{needed}; got {config.regularize_fraction} × {config.batch_size} rows")
         n = math.prod(latent_shape(unet))
         m = math.prod(bottleneck_shape(unet)) if config.target == "encoder" else n
-        self.rank = anisotropy(1, n, m, metric=config.metric)
+        self.rank = geometry.anisotropy(1, n, m, metric=config.metric)
         self.steps = self.schedule.steps(config.sampler_steps) if config.target == "sampler" else []
 
     def add_denoising(self, step: TrainingStep, x_0: Tensor) -> float:
@@ -78,8 +65,8 @@ class Terms:
     def add_isometry(self, step: TrainingStep, x_0: Tensor) -> tuple[float | None, int | None]:
         """Add λ times the target's term, and return the term and its t; both None at a step that is not regularised.
 
-        Encoder and denoiser are regularised at one t with t + 1 > pT. Passes are no larger than those of L_dsm; if
-        several, products are computed twice, as a share of the gradient needs the means of all.
+        Passes are no larger than those of L_dsm; if several, products are computed twice, as each share of the gradient
+        needs the means of all.
         """
         config, rows, t = self.config, self.rows, None
         if config.lambda_iso == 0 or step.number % config.regularize_every:
@@ -91,8 +78,8 @@ class Terms:
                 return None, None
         # these too of the whole batch, whatever part is regularised
         times, eps = (drawn[:rows] for drawn in self._draw(step, x_0, generator))
-        shape = (config.batch_size, *x_0.shape[1:])
-        probes = [step.rows(sample_probes(shape, generator=generator))[:rows] for _ in range(config.num_probes)]
+        draw = partial(geometry.sample_probes, (config.batch_size, *x_0.shape[1:]), generator=generator)
+        probes = [step.rows(draw())[:rows] for _ in range(config.num_probes)]
 
         weight = config.regularize_every * config.lambda_iso * (self.rank if config.normalize else 1)
         if config.regularize_times == "variance":
@@ -111,14 +98,14 @@ class Terms:
         target = self.config.target
         if target == "smooth":
             delta = self.schedule.coefficients(times, eps)[1] * probes[0] / math.sqrt(eps[0].numel())
-            lengths = pulled_lengths(
+            lengths = geometry.pulled_lengths(
                 lambda z: self._denoised(self.schedule.add_noise(x_0, z, times), times), eps, delta
             )
             return lengths, lengths.square()
         at_t = None if t is None else torch.tensor(t, device=x_0.device)
         maps = {"encoder": partial(encode, self.unet, t=at_t), "denoiser": partial(self._denoised, t=at_t)}
         f, x = (self._sample, eps) if t is None else (maps[target], self.schedule.add_noise(x_0, eps, t))
-        return trace_samples(f, x, probes=probes, metric=self.config.metric, route=self.config.isometry_route)
+        return geometry.trace_samples(f, x, probes=probes, metric=self.config.metric, route=self.config.isometry_route)
 
     def _denoised(self, x_t: Tensor, t: Tensor) -> Tensor:
         return self.schedule.split(predict(self.unet, x_t, t), x_t, t)[0]
@@ -126,7 +113,7 @@ class Terms:
     def _sample(self, x: Tensor) -> Tensor:
         for t, s in self.steps:
             step = partial(self._step, t, s)
-            x = recomputed(step, x) if self.config.gradient_checkpointing else step(x)
+            x = geometry.recomputed(step, x) if self.config.gradient_checkpointing else step(x)
         return x
 
     def _step(self, t: int, s: int | None, x: Tensor) -> Tensor:
@@ -147,7 +134,8 @@ class Terms:
                 samples = sample()
             means.append(torch.stack([values.detach().mean() for values in samples]))
         if self.config.estimator != "ratio":  # no share of a part is known of these: there is one, as the settings ask
-            step.accelerator.backward(weight * (loss := estimate_loss(*samples, estimator=self.config.estimator)))
+            loss = geometry.estimate_loss(*samples, estimator=self.config.estimator)
+            step.accelerator.backward(weight * loss)
             return loss.detach()
         first, second = step.mean(torch.stack(means).mean(0))
         smooth, before = self.config.target == "smooth", self.average
@@ -155,14 +143,15 @@ class Terms:
             if not alone:
                 with step.layers(index):
                     samples = sample()
-            share = (
-                smooth_loss_share(samples[0], first, before) if smooth else isometry_loss_share(*samples, first, second)
-            )
+            if smooth:
+                share = geometry.smooth_loss_share(samples[0], first, before)
+            else:
+                share = geometry.isometry_loss_share(*samples, first, second)
             step.accelerator.backward(weight / len(passes) * share)
         if not smooth:
             return second / first.square()
         self.length = first.item()
-        self.average = updated_average(self.length, before)
+        self.average = geometry.updated_average(self.length, before)
         return second - 2 * self.average * first + self.average**2
 
 

@@ -79,7 +79,7 @@ def global_batches(
 ) -> Iterator[list[int]]:
     """Yield this process's rows of each batch from step `start` on: each image once an epoch, in the seed's order.
 
-    A sequential dataset is a stream that shuffles itself: positions then come as they are and go on over the epochs.
+    A sequential dataset is a stream that shuffles itself: its positions come as they are and go on over the epochs.
     """
 
     def shuffled(epoch: int) -> list[int]:

@@ -197,7 +197,7 @@ def test_a_cached_model_is_found_offline_at_its_revision_and_at_no_other(
     with pytest.raises(ConnectionError) as missing:
         load_pipeline(f"{name}@{'0' * 40}")
     (line,) = str(missing.value).splitlines()
-    assert f"HF_HUB_OFFLINE is set; where there is a network: hf download {name} --revision {'0' * 40}" in line
+    assert f"(OfflineModeIsEnabled); where there is a network: hf download {name} --revision {'0' * 40}" in line
 
 
 def test_the_revision_asked_for_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
