@@ -11,7 +11,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, LDMPipeline, StableDiffusionP
 from torch import Tensor
 
 from isodiff.datasets import FacesDataset
-from isodiff.diffusion import FinetuneConfig, autoencoder_of, ddim_sample, image_shape, latent_shape
+from isodiff.diffusion import FinetuneConfig, autoencoder_of, ddim_sample, image_shape, latent_shape, train
 from isodiff.diffusion.finetune import finetune
 from isodiff.diffusion.hspace import bottleneck_hook, bottleneck_shape, encode
 from isodiff.diffusion.latent import images_to_latents, latents_to_images
@@ -128,11 +128,10 @@ def test_trains_and_saves_the_whole_pipeline(pipeline: StableDiffusionPipeline, 
     prompted = with_prompt(pipeline, "a face")
     kept = (*pipeline.vae.parameters(), *pipeline.text_encoder.parameters())
     before, frozen = pipeline.unet.conv_in.weight.detach().clone(), [p.detach().clone() for p in kept]
-    list(finetune(prompted, FacesDataset(16, num_images=4), CONFIG))
+    train(prompted, FacesDataset(16, num_images=4), CONFIG, tmp_path / "m", progress=False)
     assert not torch.equal(pipeline.unet.conv_in.weight, before)
     assert all(torch.equal(p, q) for p, q in zip(kept, frozen, strict=True))
 
-    save_pipeline(prompted, tmp_path / "m")
     again = open_model(tmp_path / "m", "a face")
     torch.testing.assert_close(again.unet.state_dict(), prompted.unet.state_dict(), rtol=0, atol=0)
     torch.testing.assert_close(again.unet.embedding, prompted.unet.embedding, rtol=0, atol=0)
