@@ -48,11 +48,14 @@ def test_bad_input_is_one_line(arguments: str, message: str, capsys: pytest.Capt
     assert sorted(course.rglob("*")) == before
 
 
-def test_a_report_is_made_from_records_alone(course: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_is_made_from_records_alone(
+    capsys: pytest.CaptureFixture[str], course: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     records, page = course / "data" / "results" / "reproduce", course / "README.md"
     write_records(records)
     before = page.read_text()
     assert reproduce_claims(["sphere-thickness", "dsm"], report=True) == 0
+    assert "\n2 claims: " in capsys.readouterr().out
     assert not (records / "verdicts.md").exists(), "a part is no report"
     assert reproduce_claims(report=True) == 0
     assert [row["claim"] for row in json.loads((records / "verdicts.json").read_text())] == list(CLAIMS)

@@ -42,7 +42,6 @@ DAMAGED = r"run\.json is damaged \(.*\); delete it to run it again"
     [
         (None, r"no record at .*run\.json; `isodiff reproduce` writes it"),
         ('{"run": {"sett', DAMAGED),
-        ("[]", DAMAGED),
         (f'{{"format": "{FORMAT}", "run": null}}', DAMAGED),
         ('{"format": "other-1", "run": {"settings": {}}}', f"has format 'other-1'; expected '{FORMAT}'"),
     ],
