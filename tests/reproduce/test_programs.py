@@ -15,21 +15,21 @@ from isodiff.reproduce.programs import PROGRAMS, cost, shell, trace
 
 from .synthetic import SHIPPED
 
-SMALL = {
-    "sphere": {"num_steps": 30, "batch_size": 64},
-    "trace": {"num_repeats": 20, "size": 16},
-    "shell": {"num_images": 8, "resolution": 16},
-}
 
-
-@pytest.mark.parametrize("name", SMALL)
-def test_a_seed_decides_every_number(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "small"),
+    [
+        ("sphere", {"num_steps": 30, "batch_size": 64}),
+        ("trace", {"num_repeats": 20, "size": 16}),
+        ("shell", {"num_images": 8, "resolution": 16}),
+    ],
+)
+def test_a_seed_decides_every_number(name: str, small: dict) -> None:
     """Of the sphere, stress is a share of the distances and 2 · L_iso of a map of surfaces at least 1, up to noise."""
-    one, same, other = (PROGRAMS[name](seed, **SMALL[name]) for seed in (3, 3, 4))
+    one, same, other = (PROGRAMS[name](seed, **small) for seed in (3, 3, 4))
     assert one == same
     assert all(one[key] != other[key] for key in one)
-    assert all(isinstance(value, float) and math.isfinite(value) for value in one.values())
-    assert set(one) == set(load_run(SHIPPED / name / "run-seed0.json")["values"])
+    assert one.keys() == load_run(SHIPPED / name / "run-seed0.json")["values"].keys()
     assert all(0 < one[key] < 1 for key in one if key.startswith("stress"))
     assert all(0.8 < one[key] < 3 for key in one if key.startswith("anisotropy"))
 
@@ -39,8 +39,8 @@ def test_the_error_of_the_trace_falls_with_the_square_root_of_the_probes() -> No
     n = 32
     found = [trace(seed, num_repeats=200, size=n) for seed in range(6)]
     assert all(abs(values["slope"] + 0.5) < 0.08 for values in found)
-    for name, count in (("error_1", 1), ("error_256", 256)):
-        mean_square = np.mean([values[name] ** 2 for values in found])
+    for count in (1, 256):
+        mean_square = np.mean([values[f"error_{count}"] ** 2 for values in found])
         assert math.sqrt(mean_square) == pytest.approx(math.sqrt(n * (n + 1) / count), rel=0.1)
 
 
@@ -51,9 +51,7 @@ def test_noisy_images_have_nearly_the_radius_of_noise() -> None:
     assert values["thickness_excess"] > -0.5
 
 
-def test_costs_are_medians_after_a_warm_up_and_the_last_is_that_of_a_quarter_of_the_rows(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_costs_are_medians_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock on which L_dsm takes 2 s and the term 1 s a row; the first round takes 100 s more, another one 50."""
     now, calls = [0.0], []
 
@@ -63,11 +61,10 @@ def test_costs_are_medians_after_a_warm_up_and_the_last_is_that_of_a_quarter_of_
         return torch.ones((), requires_grad=True)
 
     term = SimpleNamespace(isometry_loss=lambda f, x, **_: takes(f"term on {len(x)} rows", float(len(x))))
-    plain = SimpleNamespace(build_pipeline=programs.diffusion.build_pipeline, dsm_loss=lambda *_: takes("dsm", 2.0))
     monkeypatch.setattr(programs.time, "process_time", lambda: now[0])
     monkeypatch.setattr(programs, "geometry", term)
-    monkeypatch.setattr(programs, "diffusion", plain)
+    monkeypatch.setattr(programs.diffusion, "dsm_loss", lambda *_: takes("dsm", 2.0))
     values = cost(0, resolution=16, batch_size=8, repeats=5)
-    assert set(values) == set(load_run(SHIPPED / "cost" / "run-seed0.json")["values"])
     assert calls == 6 * ["dsm", "term on 8 rows", "term on 2 rows"], "interleaved"
     assert values == {"dsm_seconds": 2.0, "term_seconds": 8.0, "step_ratio": 3.0, "row_ratio": 1.5}
+    assert values.keys() == load_run(SHIPPED / "cost" / "run-seed0.json")["values"].keys()

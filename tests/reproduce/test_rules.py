@@ -1,4 +1,4 @@
-"""Intervals over seeds, the two rules and the correction: against scipy by hand, by simulation, at the boundaries."""
+"""Intervals over seeds, the two rules and the correction: against Student by hand, and at the boundaries."""
 
 from __future__ import annotations
 
@@ -27,47 +27,13 @@ def one_sided(values: list[float], bound: float, alternative: str) -> float:
     return float(stats.t.sf(t if alternative == "greater" else -t, len(values) - 1))
 
 
-@given(VALUES, st.floats(-2, 2))
-def test_intervals_and_tails_are_students(values: list[float], bound: float) -> None:
-    found = Estimate.of(values)
-    error = np.std(values, ddof=1) / math.sqrt(len(values))
+@given(VALUES)
+def test_intervals_are_students(values: list[float]) -> None:
+    found, mean, error = Estimate.of(values), np.mean(values), np.std(values, ddof=1) / math.sqrt(len(values))
     reach = stats.t.ppf(0.975, len(values) - 1) * error
-    assert found.mean == pytest.approx(np.mean(values))
+    assert found.mean == pytest.approx(mean)
     assert found.error == pytest.approx(error, rel=1e-9)
-    assert found.interval == pytest.approx((np.mean(values) - reach, np.mean(values) + reach), rel=1e-9, abs=1e-12)
-    assert found.tail(bound, below=True) == close(one_sided(values, bound, "less"))
-    assert found.tail(bound, below=False) == close(one_sided(values, bound, "greater"))
-
-
-def test_verdicts_err_no_more_often_than_one_time_in_forty() -> None:
-    """At the worst truth of each rule: no effect, the smallest effect, and a difference that is just too large."""
-    noise, most = np.random.default_rng(0).normal(0, 1, (600, 5)), 0.025 + 3.5 * math.sqrt(0.025 * 0.975 / 600)
-    for rule, truth, wrong in (
-        (Effect(1, 0.5), 0.0, REPRODUCED),
-        (Effect(-1, 0.5), 0.0, REPRODUCED),
-        (Effect(1, 0.5), 0.5, NOT),
-        (Within(-9.0, 9.0), 9.0, REPRODUCED),
-        (Within(-0.5, 0.5), 0.5, NOT),
-    ):
-        verdicts = [rule.decide(Estimate.of(truth + values))[0] for values in noise]
-        assert verdicts.count(wrong) / len(noise) < most, rule
-
-
-def test_values_without_scatter_are_decided_at_the_boundaries_too() -> None:
-    """An interval of no width: touching 0 is no effect, θ itself is one, and bounds belong to the range."""
-    zero, half, third = (Estimate.of([value] * 3) for value in (0.0, 0.5, 0.375))
-    assert half.interval == (0.5, 0.5)
-    assert [half.tail(bound, below=True) for bound in (0.25, 0.5, 0.75)] == [1.0, 0.0, 0.0]
-    for rule, found, verdict in (
-        (Effect(1, 0.5), half, REPRODUCED),
-        (Effect(1, 0.5), third, NOT),
-        (Effect(1, 0.0), zero, UNDERPOWERED),
-        (Effect(-1, 0.25), half, NOT),
-        (Within(0.5, 0.75), half, REPRODUCED),
-        (Within(0.25, 0.5), half, REPRODUCED),
-        (Within(0.5, 0.75), third, NOT),
-    ):
-        assert rule.decide(found) == (verdict, float(verdict == UNDERPOWERED))
+    assert found.interval == pytest.approx((mean - reach, mean + reach), rel=1e-9, abs=1e-12)
 
 
 @given(VALUES, st.sampled_from([-1, 1]), st.floats(0, 1))
@@ -97,6 +63,22 @@ def test_bounds_follow_from_interval_and_tests(values: list[float], low: float, 
     assert verdict == UNDERPOWERED or p <= 0.05 + 1e-9
 
 
+@pytest.mark.parametrize(
+    ("rule", "value", "verdict"),
+    [
+        (Effect(1, 0.5), 0.5, REPRODUCED),
+        (Effect(1, 0.0), 0.0, UNDERPOWERED),
+        (Effect(-1, 0.25), 0.5, NOT),
+        (Within(0.5, 0.75), 0.5, REPRODUCED),
+        (Within(0.25, 0.5), 0.5, REPRODUCED),
+        (Within(0.5, 0.75), 0.375, NOT),
+    ],
+)
+def test_without_scatter_zero_is_no_effect_and_bounds_count(rule: Effect | Within, value: float, verdict: str) -> None:
+    assert Estimate.of([value] * 3).interval == (value, value)
+    assert rule.decide(Estimate.of([value] * 3)) == (verdict, float(verdict == UNDERPOWERED))
+
+
 @given(st.lists(st.floats(0, 0.1), max_size=30))
 def test_survivors_are_those_of_the_procedure_as_published(p_values: list[float]) -> None:
     """Let k be the largest i with P(i) ≤ i q / m: reject the first k (Benjamini and Hochberg 1995, Eq. 1)."""
@@ -107,22 +89,13 @@ def test_survivors_are_those_of_the_procedure_as_published(p_values: list[float]
     assert survivors(named) == {name for name, p in named.items() if p <= largest}
 
 
-def test_the_textbook_example_and_that_undecided_claims_make_it_harder() -> None:
-    """The 15 p-values of Benjamini and Hochberg 1995, Sec. 3: four survive at 5 %, where Bonferroni keeps three."""
-    p = [0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344, 0.0459, 0.3240, 0.4262, 0.5719, 0.6528]
-    assert survivors({str(i): value for i, value in enumerate([*p, 0.7590, 1.0])}) == {"0", "1", "2", "3"}
-    assert survivors({"a": 0.03}) == {"a"}
-    assert survivors({"a": 0.03, "b": 1.0}) == set()
-
-
 @pytest.mark.parametrize(
     ("make", "numbers", "message"),
     [
-        (Estimate.of, [[]], "needs at least 2 finite numbers, one a seed; got []"),
+        (Estimate.of, [[0.5]], "needs at least 2 finite numbers, one a seed; got [0.5]"),
         (Estimate.of, [[0.5, math.nan]], "got [0.5, nan]"),
         (Effect, [0, 0.1], "should be -1 or 1 [type=literal_error, input_value=0"),
         (Effect, [-1, -0.1], "should be greater than or equal to 0"),
-        (Effect, [-1, math.nan], "should be a finite number"),
         (Within, [0.5, 0.5], "low must be below high; got 0.5 and 0.5"),
         (Within, [math.nan, 0.5], "got nan and 0.5"),
     ],
