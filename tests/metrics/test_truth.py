@@ -45,8 +45,7 @@ paths = arrays(np.float64, shapes, elements=st.floats(-1, 1, allow_subnormal=Fal
 
 
 def linear_factors(x_T: Tensor) -> Tensor:
-    """Factors that are a linear function of the latent; for these draws no clamp is at work."""
-    return (x_T @ MIX).clamp(-0.95, 0.95)
+    return (x_T @ MIX).clamp(-0.95, 0.95)  # for the draws of these tests no clamp is at work
 
 
 def perfect(x_T: Tensor) -> Tensor:
@@ -219,11 +218,9 @@ align = partial(tangent_alignment, scheduler=SCHEDULER, num_latents=2, t=4, num_
     ("measure", "message"),
     [
         (lambda: straightness(E), r"got shape \(5, 2\)"),
-        (lambda: excess_variation(E[None, :1]), "≥ 2"),
         (lambda: factor_path_length([[[0.0], [np.nan]]]), "1 NaN"),
         (lambda: straightness([[[0.0], [1.0]], [[1.0], [1.0]]]), "path 1 has length zero"),
-        (lambda: walk(lambda x: perfect(x)[:, :1]), r"3 channels; got images of shape \(1, 32, 32\)"),
-        (lambda: walk(lambda x: perfect(x)[:, :, :16]), r"got images of shape \(3, 16, 32\)"),
+        (lambda: walk(lambda x: perfect(x)[:, :, :16]), r"square with 3 channels; got images of shape \(3, 16, 32\)"),
         (lambda: walk(lambda x: perfect(torch.zeros_like(x))), "path 0 begins and ends in the same image"),
         (lambda: walk(perfect, num_points=2), "num_points at least 3; got 3 and 2"),
         (lambda: walk(perfect, interpolate=lambda a, b, t: lerp(a, b, t)), "named function"),
