@@ -136,7 +136,7 @@ def test_a_table_in_the_format_of_celeba_trains_a_classifier(tmp_path: Path) -> 
     (tmp_path / "list.txt").write_text("\n".join(["220", " ".join(names) + " ", *reversed(rows)]) + "\n")
     labels = read_labels(f"celeba:{tmp_path / 'list.txt'}", images)
     np.testing.assert_array_equal(labels.values, shown)
-    config = dataclasses.replace(TINY, num_epochs=5, batch_size=20, held_out=0.3)
+    config = dataclasses.replace(TINY, num_epochs=8, batch_size=20, held_out=0.3)
     trained = train_attributes(images, labels.values, labels.names, tmp_path / "out", config)
     wall = trained.record["held_out"]["background"]
     assert wall["beats_chance"]
