@@ -30,54 +30,41 @@ from isodiff.metrics.truth import (
     tangent_space,
 )
 
-ALL = (excess_variation, straightness, factor_path_length)
 SHAPE = (12,)
 MIX = 0.08 * torch.randn(12, 10, generator=torch.Generator().manual_seed(5))
-SIZES = {"num_pairs": 3, "num_points": 5}
 SIDE = 16
 PIXELS = 3 * SIDE**2
 SCHEDULER = DDPMScheduler()
+walk = partial(path_truth, shape=SHAPE, num_pairs=3, num_points=5)
 
-paths = arrays(
-    np.float64,
-    array_shapes(min_dims=3, max_dims=3, min_side=2, max_side=7),
-    elements=st.floats(-1, 1, allow_subnormal=False),
+# paths that end one further on in every factor, so that each has a length
+shapes = array_shapes(min_dims=3, max_dims=3, min_side=2, max_side=7)
+paths = arrays(np.float64, shapes, elements=st.floats(-1, 1, allow_subnormal=False)).map(
+    lambda path: np.concatenate([path, path[:, -1:] + 1], axis=1)
 )
 
 
-def line(num_points: int = 9) -> np.ndarray:
-    """One path from a to b in three factors, at a speed that varies."""
-    position = np.linspace(0, 1, num_points)[:, None] ** 2
-    return (position * np.array([0.9, -0.4, 0.0]) + np.array([-0.5, 0.3, 0.2]))[None]
-
-
 def linear_factors(x_T: Tensor) -> Tensor:
-    """Factors that are a linear function of the latent; for these draws no clamp is at work."""
-    return (x_T @ MIX).clamp(-0.95, 0.95)
+    return (x_T @ MIX).clamp(-0.95, 0.95)  # for the draws of these tests no clamp is at work
 
 
 def perfect(x_T: Tensor) -> Tensor:
-    """Every image is a face, and its factors are known."""
     return render(linear_factors(x_T), 32)
 
 
-# Factors along a path
-
-
-def test_a_straight_line_has_no_excess_and_straightness_one() -> None:
-    assert np.allclose(excess_variation(line()), 0, atol=1e-12)
-    assert np.allclose(straightness(line()), 1, atol=1e-12)
+def test_a_straight_line_at_varying_speed_has_no_excess_and_straightness_one() -> None:
+    line = np.linspace(0, 1, 9)[:, None] ** 2 * [[[0.9, -0.4, 0.0]]] + [-0.5, 0.3, 0.2]
+    assert np.allclose(excess_variation(line), 0, atol=1e-12)
+    assert np.allclose(straightness(line), 1, atol=1e-12)
 
 
 def test_there_and_back_travels_the_way_twice() -> None:
-    path = np.zeros((1, 5, 2))
-    path[0, :, 0] = [0.8, 0.2, -0.4, 0.2, 0.8]  # a smile that stops on the way
-    path[0, :, 1] = [0.0, 0.1, 0.2, 0.3, 0.4]
+    path = np.array([[[0.8, 0.0], [0.2, 0.1], [-0.4, 0.2], [0.2, 0.3], [0.8, 0.4]]])
     assert np.allclose(excess_variation(path), [[2.4, 0]])
     assert straightness(path) == pytest.approx(0.4 / (4 * np.hypot(0.6, 0.1)))
 
 
-@pytest.mark.parametrize("angle", [0.3, np.pi / 2, np.pi])
+@pytest.mark.parametrize("angle", [0.3, np.pi])
 def test_an_arc_of_a_circle_has_its_chord_over_its_length(angle: float) -> None:
     theta = np.linspace(0, angle, 2001)
     arc = 0.7 * np.stack([np.cos(theta), np.sin(theta)], axis=1)[None]
@@ -96,7 +83,6 @@ def test_noise_of_the_factors_adds_at_every_step() -> None:
 @given(paths)
 def test_excess_straightness_and_length_keep_their_bounds(path: np.ndarray) -> None:
     """Constant speed is the shortest way to travel; a detour goes out and comes back."""
-    path = np.concatenate([path, path[:, -1:] + 1], axis=1)  # so that every path has a length
     ends = path[:, [0, -1]]
     beyond = np.maximum(path.max(axis=1) - ends.max(axis=1), ends.min(axis=1) - path.min(axis=1))
     assert (excess_variation(path) >= 2 * beyond - 1e-12).all()
@@ -107,32 +93,15 @@ def test_excess_straightness_and_length_keep_their_bounds(path: np.ndarray) -> N
 
 @given(paths)
 def test_neither_the_direction_of_time_nor_points_between_two_frames_matter(path: np.ndarray) -> None:
-    path = np.concatenate([path, path[:, -1:] + 1], axis=1)
     refined = np.stack([path[:, :-1], (path[:, :-1] + path[:, 1:]) / 2], axis=2).reshape(len(path), -1, path.shape[2])
     refined = np.concatenate([refined, path[:, -1:]], axis=1)
-    for measure in ALL:
+    for measure in (excess_variation, straightness, factor_path_length):
         assert np.allclose(measure(path), measure(path[:, ::-1]), atol=1e-9)
         assert np.allclose(measure(path), measure(refined), atol=1e-9)
 
 
-@pytest.mark.parametrize("measure", ALL)
-def test_other_shapes_and_values_are_refused(measure: type) -> None:
-    for bad, message in (
-        (line()[0], r"got shape \(9, 3\)"),
-        (line()[:, :1], "≥ 2"),
-        (np.where(np.arange(9)[None, :, None] * 3 + np.arange(3) == 4, np.nan, line()), "1 NaN"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            measure(bad)
-    with pytest.raises(ValueError, match="path 1 has length zero"):
-        straightness(np.concatenate([line(), np.zeros((1, 9, 3))]))
-
-
-# Paths of images
-
-
 def test_great_arcs_are_measured_as_the_factors_that_made_them() -> None:
-    measured = path_truth(perfect, SHAPE, **SIZES)
+    measured = walk(perfect)
     ends = draw_latents(SHAPE, 0, 6, seed=0, stream="paths")
     points = [linear_factors(slerp(ends[::2], ends[1::2], t)) for t in (0, 0.25, 0.5, 0.75, 1)]
     z = torch.stack(points, dim=1).numpy()
@@ -141,8 +110,6 @@ def test_great_arcs_are_measured_as_the_factors_that_made_them() -> None:
     assert np.allclose(measured["factor_straightness"].replicates, straightness(z), atol=1e-3)
     assert np.allclose(measured["factor_path_length"].replicates, factor_path_length(z), rtol=1e-2)
     assert measured["manifold_distance"].value < 1e-6
-    for measurement in measured.values():
-        assert set(measurement.details["floor"]) >= {"value", "interval"}
     assert measured["factor_excess"].details["floor"]["value"] < 1e-3
     by_points = measured["factor_excess"].details["by_points"]
     assert by_points["num_points"] == [5, 3]
@@ -153,7 +120,7 @@ def test_noise_is_found_as_distance_and_as_floor() -> None:
     """Pixel noise of a known size is the mean re-rendering error, less what ten factors fit away."""
     noise = 0.05 * torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(1))
     # short paths, so that errors of the fit turn factors back
-    measured = path_truth(lambda x: (perfect(0.1 * x) + noise).clamp(-1, 1), SHAPE, num_pairs=2, num_points=4)
+    measured = walk(lambda x: (perfect(0.1 * x) + noise).clamp(-1, 1), num_pairs=2, num_points=4)
     distance = measured["manifold_distance"]
     assert distance.value == pytest.approx(0.05**2, rel=0.1)
     assert distance.details["floor"]["value"] == pytest.approx(distance.value, rel=0.1)
@@ -161,64 +128,33 @@ def test_noise_is_found_as_distance_and_as_floor() -> None:
 
 
 def test_batches_change_neither_paths_nor_their_floor() -> None:
-    whole, rows = (path_truth(perfect, SHAPE, batch_size=size, **SIZES) for size in (64, 5))
+    whole, rows = (walk(perfect, batch_size=size) for size in (64, 5))
     for name, measurement in whole.items():
         assert np.allclose(rows[name].replicates, measurement.replicates, rtol=1e-4, atol=1e-6)
         assert rows[name].details["floor"]["value"] == pytest.approx(measurement.details["floor"]["value"], rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"generate": lambda x: perfect(x)[:, :1]}, r"3 channels; got images of shape \(1, 32, 32\)"),
-        ({"generate": lambda x: perfect(x)[:, :, :16]}, r"got images of shape \(3, 16, 32\)"),
-        ({"generate": lambda x: perfect(torch.zeros_like(x))}, "path 0 begins and ends in the same image"),
-        ({"num_points": 2}, "num_points at least 3; got 3 and 2"),
-        ({"interpolate": lambda a, b, t: lerp(a, b, t)}, "named function"),
-    ],
-)
-def test_bad_input_is_refused(change: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        path_truth(**{"generate": perfect, "shape": SHAPE, **SIZES} | change)
-
-
-# Tangents
-
-
 @given(st.integers(0, 1000), st.integers(1, 6), st.integers(1, 6))
-def test_angles_are_the_singular_values_of_the_overlap(seed: int, p: int, q: int) -> None:
+def test_angles_are_the_singular_values_of_the_overlap_whatever_the_scales(seed: int, p: int, q: int) -> None:
     rng = np.random.default_rng(seed)
-    a, b = rng.standard_normal((9, p)), rng.standard_normal((9, q))
-    cosine = np.linalg.svd(np.linalg.qr(a)[0].T @ np.linalg.qr(b)[0], compute_uv=False)
-    assert np.allclose(principal_angles(a, b), np.arccos(cosine.clip(-1, 1)), atol=1e-7)
+    a, b = rng.standard_normal((2, 9, p)), rng.standard_normal((2, 9, q))
+    overlap = np.swapaxes(np.linalg.qr(a)[0], 1, 2) @ np.linalg.qr(b)[0]
+    expected = np.arccos(np.linalg.svd(overlap, compute_uv=False).clip(-1, 1))
+    assert np.allclose(principal_angles(a * 10.0 ** rng.integers(-6, 7, p), b), expected, atol=1e-7)
 
 
-@pytest.mark.parametrize("angle", [0.0, 1e-12, 1e-6, 0.1, 1.0, np.pi / 2])
+@pytest.mark.parametrize("angle", [0.0, 1e-12, 1.0, np.pi / 2])
 def test_two_lines_meet_at_their_angle(angle: float) -> None:
     a = np.array([[3.0], [0.0], [0.0]])
     b = -2 * np.array([[np.cos(angle)], [0.0], [np.sin(angle)]])
     assert principal_angles(a, b)[0] == pytest.approx(angle, rel=1e-9, abs=1e-15)
 
 
-def test_rotations_scales_order_and_batches_change_nothing() -> None:
-    rng = np.random.default_rng(0)
-    a, b = rng.standard_normal((4, 7, 3)), rng.standard_normal((4, 7, 2))
-    rotation = np.linalg.qr(rng.standard_normal((7, 7)))[0]
-    expected = principal_angles(a, b)
-    assert np.allclose(expected, [principal_angles(one, other) for one, other in zip(a, b, strict=True)])
-    assert np.allclose(principal_angles(rotation @ a, rotation @ b), expected)
-    assert np.allclose(principal_angles(a * [1e-6, 1, 1e6], b), expected)
-    assert np.allclose(principal_angles(b, a), expected)
-
-
 def test_tangent_space_is_the_derivative_of_the_renderer(generator: torch.Generator) -> None:
     z = 0.9 * sample_factors(2, generator=generator, dtype=torch.float64)
     columns = tangent_space(z, SIDE)
-    assert columns.shape == (2, PIXELS, len(FACTORS))
-    step = 1e-5
-    for index in range(len(FACTORS)):
-        shift = step * torch.eye(len(FACTORS), dtype=z.dtype)[index]
-        difference = (render(z + shift, SIDE) - render(z - shift, SIDE)).flatten(1) / (2 * step)
+    for index, shift in enumerate(1e-5 * torch.eye(len(FACTORS), dtype=z.dtype)):
+        difference = (render(z + shift, SIDE) - render(z - shift, SIDE)).flatten(1) / 2e-5
         torch.testing.assert_close(columns[:, :, index], difference, rtol=1e-4, atol=1e-5)
     corners = torch.tensor([[-1.0] * 10, [1.0] * 10], dtype=torch.float64)
     assert (torch.linalg.matrix_rank(tangent_space(corners, SIDE)) == 10).all()
@@ -232,7 +168,6 @@ def test_a_decoder_that_renders_is_aligned(generator: torch.Generator) -> None:
     assert max(measured.details["angles"]["value"]) < 2.5
     assert measured.details["error"] < 1e-6
     assert measured.details["chance"] == pytest.approx(10 / PIXELS)
-    assert measured.n == 2
 
 
 def test_prescribed_directions_have_their_energy(generator: torch.Generator) -> None:
@@ -267,40 +202,39 @@ def test_an_encoder_that_sees_the_factors_only_is_aligned_and_one_that_sees_all_
     assert measured.value == pytest.approx(10 / (PIXELS - 1), rel=0.2)
 
 
-def test_the_batch_does_not_matter() -> None:
-    weights = torch.randn(PIXELS, 12, generator=torch.Generator().manual_seed(2))
-    sizes = {"num_faces": 3, "k": 3}
-    whole, rows = (
-        encoder_alignment(lambda x: x.flatten(1) @ weights, SCHEDULER, 100, SIDE, batch_size=size, **sizes)
-        for size in (8, 1)
-    )
-    assert np.allclose(whole.replicates, rows.replicates, rtol=1e-2)
+def test_batches_do_not_change_the_alignment(generator: torch.Generator) -> None:
+    weights = torch.randn(PIXELS, 12, generator=generator)
+    see = partial(encoder_alignment, lambda x: x.flatten(1) @ weights, SCHEDULER, 100, SIDE, num_faces=3, k=3)
+    assert np.allclose(see(batch_size=8).replicates, see(batch_size=1).replicates, rtol=1e-2)
 
 
-COUNTS = {"num_latents": 2, "num_steps": 2}
 E = np.eye(5)[:, :2]
 encode = partial(encoder_alignment, lambda x: x, SCHEDULER, resolution=SIDE, num_faces=2)
 decode = partial(decoder_alignment, lambda x: x, num_latents=2)
+align = partial(tangent_alignment, scheduler=SCHEDULER, num_latents=2, t=4, num_steps=2)
 
 
 @pytest.mark.parametrize(
     ("measure", "message"),
     [
-        (lambda: principal_angles(E, np.ones((5, 2))), "linearly independent"),
+        (lambda: straightness(E), r"got shape \(5, 2\)"),
+        (lambda: factor_path_length([[[0.0], [np.nan]]]), "1 NaN"),
+        (lambda: straightness([[[0.0], [1.0]], [[1.0], [1.0]]]), "path 1 has length zero"),
+        (lambda: walk(lambda x: perfect(x)[:, :, :16]), r"square with 3 channels; got images of shape \(3, 16, 32\)"),
+        (lambda: walk(lambda x: perfect(torch.zeros_like(x))), "path 0 begins and ends in the same image"),
+        (lambda: walk(perfect, num_points=2), "num_points at least 3; got 3 and 2"),
+        (lambda: walk(perfect, interpolate=lambda a, b, t: lerp(a, b, t)), "named function"),
         (lambda: principal_angles(E, E * [1, 0]), "linearly independent"),
         (lambda: principal_angles(E, E[:4]), r"one space; got shapes \(5, 2\) and \(4, 2\)"),
         (lambda: principal_angles(E.T, E), r"got shape \(2, 5\)"),
         (lambda: principal_angles(E, np.full((5, 2), np.nan)), "finite"),
-        (
-            lambda: tangent_alignment(build_unet("digits16"), SCHEDULER, num_latents=2, t=4, num_steps=2),
-            r"\(1, 16, 16\)",
-        ),
+        (lambda: align(build_unet("digits16")), r"\(1, 16, 16\)"),
         (lambda: decode((3, SIDE, SIDE), num_latents=1), "at least 2 latents are needed; got 1"),
         (lambda: decode((1, SIDE, SIDE)), r"got torch.float32 of shape \(2, 1, 16, 16\)"),
         (lambda: encode(t=1000), "integer steps 0 to 999; got 1000"),
         (lambda: encode(t=0, k=800), "k must be between 1 and 767"),
     ],
 )
-def test_bad_spans_and_alignments_are_refused(measure: Callable, message: str) -> None:
+def test_bad_input_is_refused(measure: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         measure()
