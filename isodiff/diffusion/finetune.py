@@ -6,7 +6,7 @@ P the projection onto the tangent space of the noise sphere, for each probe v in
 each step one more t for L_iso (Eq. 6) of the whole batch, which is Eq. 7 in expectation. D and N are averaged over all
 processes and passes, and each adds its share of the exact gradient (`isometry_loss_share`). The term may be taken at
 every k-th step only, k times as strong (lazy regularisation, Karras et al. 2020), on a part of the rows, or of another
-map than the encoder e_θ (`terms`).
+map than the encoder e_θ. The two terms, and what λ multiplies, are in `terms`.
 """
 
 from __future__ import annotations

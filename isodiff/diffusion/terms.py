@@ -104,13 +104,13 @@ class Terms:
             return lengths, lengths.square()
         at_t = None if t is None else torch.tensor(t, device=x_0.device)
         maps = {"encoder": partial(encode, self.unet, t=at_t), "denoiser": partial(self._denoised, t=at_t)}
-        f, x = (self._sample, eps) if t is None else (maps[target], self.schedule.add_noise(x_0, eps, t))
+        f, x = (self._sampler, eps) if t is None else (maps[target], self.schedule.add_noise(x_0, eps, t))
         return geometry.trace_samples(f, x, probes=probes, metric=self.config.metric, route=self.config.isometry_route)
 
     def _denoised(self, x_t: Tensor, t: Tensor) -> Tensor:
         return self.schedule.split(predict(self.unet, x_t, t), x_t, t)[0]
 
-    def _sample(self, x: Tensor) -> Tensor:
+    def _sampler(self, x: Tensor) -> Tensor:
         for t, s in self.steps:
             step = partial(self._step, t, s)
             x = geometry.recomputed(step, x) if self.config.gradient_checkpointing else step(x)
