@@ -14,7 +14,7 @@ _NAMES = {
     "rivals": "density_path noise_diffusion norm_aware_path",
     "layers": "recomputed",
     "scores": "AnalyticScore GaussianMixture LowRankGaussian NoisyShell c_arc curve helix two_moons",
-    "smooth": "pulled_lengths smooth_loss smooth_loss_share updated_average",
+    "smooth": "pulled_lengths smooth_loss_share updated_average",
     "spacetime": "SpacetimeCurve spacetime_geodesic",
     "sphere": "combine conformal_factor expected_radius inverse_stereographic lerp move project_to_tangent "
     "require_batch require_same_shape slerp stereographic transport",

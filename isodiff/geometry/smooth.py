@@ -23,12 +23,6 @@ def pulled_lengths(f: Map, x: Tensor, covectors: Tensor) -> Tensor:
         return Linearisation(f, x, dtype=x.dtype).vjp(covectors.to(x)).flatten(1).norm(dim=1)
 
 
-def smooth_loss(lengths: Tensor, average: float) -> tuple[Tensor, float]:
-    """Return the penalty of lengths (B,), given the running mean so far, and the running mean updated."""
-    mean = lengths.detach().mean()
-    return smooth_loss_share(lengths, mean, average), updated_average(mean.item(), average)
-
-
 def updated_average(mean: float, average: float) -> float:
     """Return the running mean a + r (mean − a)."""
     return average + RATE * (mean - average)
@@ -40,5 +34,6 @@ def smooth_loss_share(lengths: Tensor, mean: Tensor, average: float) -> Tensor:
     With a the updated running mean held constant, shareᵢ = mean (ℓ − a)² − 2 r (mean − a) (mean ℓ − mean): the shares'
     mean is the penalty, and that of their gradients is its gradient.
     """
-    a = updated_average(mean.detach(), average)
-    return (lengths - a).square().mean() - 2 * RATE * (mean.detach() - a) * (lengths.mean() - mean.detach())
+    mean = mean.detach()
+    a = updated_average(mean, average)
+    return (lengths - a).square().mean() - 2 * RATE * (mean - a) * (lengths.mean() - mean)

@@ -102,18 +102,16 @@ class _Space:
         self, push: Product, pull: Product, project: Product, like: Tensor, num_outputs: int, generator: torch.Generator
     ) -> None:
         self.push, self.pull, self.project, self.like, self.generator = push, pull, project, like, generator
-        self.size = 0  # D, the dimension so far
-        self._rooms = [like.new_empty(len(like), 0, width) for width in (like.shape[1], num_outputs)]
+        self.basis, self.image = (like.new_empty(len(like), 0, width) for width in (like.shape[1], num_outputs))
         self.gram = self.coupling = like.new_zeros(len(like), 0, 0)
         self.following = like.new_zeros(len(like), 0, like.shape[1])
 
-    basis = property(lambda self: self._rooms[0][:, : self.size])
-    image = property(lambda self: self._rooms[1][:, : self.size])
+    size = property(lambda self: self.basis.shape[1])  # D, the dimension so far
 
     def grow(self, count: int) -> None:
         block = self._next_block(count)
         image = self.push(block)
-        self._append(block, image)
+        self.basis, self.image = torch.cat([self.basis, block], 1), torch.cat([self.image, image], 1)
         remainder, overlaps = self._split(self.pull(image), 2 * count)
         if not torch.isfinite(remainder).all():
             raise RuntimeError("a product with the Jacobian is not finite; the map overflows, or divides zero by zero")
@@ -133,16 +131,6 @@ class _Space:
         # The values of the image have no squares to lose digits by; they put the weights in order, too.
         left, sigma, _ = torch.linalg.svd(image, full_matrices=False)
         return sigma, (weights @ left).mT @ self.basis[which]
-
-    def _append(self, *blocks: Tensor) -> None:
-        """Write rows behind those that are there, doubling the room when it is full."""
-        size = self.size + blocks[0].shape[1]
-        for i, (room, block) in enumerate(zip(self._rooms, blocks, strict=True)):
-            if size > room.shape[1]:
-                self._rooms[i] = block.new_empty(len(block), 2 * size, block.shape[2])
-                self._rooms[i][:, : self.size] = room[:, : self.size]
-            self._rooms[i][:, self.size : size] = block
-        self.size = size
 
     def _split(self, z: Tensor, recent: int) -> tuple[Tensor, Tensor]:
         """Return the part of ``z`` outside the basis, and its products with the basis, (B, b, D)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from isodiff.geometry import pulled_lengths, smooth_loss, smooth_loss_share
+from isodiff.geometry import pulled_lengths, smooth_loss_share, updated_average
 
 
 def test_lengths_are_those_of_a_known_jacobian_and_the_penalty_its_variance() -> None:
@@ -15,7 +15,8 @@ def test_lengths_are_those_of_a_known_jacobian_and_the_penalty_its_variance() ->
     torch.testing.assert_close(lengths, (delta @ matrix).norm(dim=1))
     average, means = 0.0, []
     for _ in range(2000):
-        penalty, average = smooth_loss(lengths, average)
+        mean = lengths.detach().mean()
+        penalty, average = smooth_loss_share(lengths, mean, average), updated_average(mean.item(), average)
         means.append(penalty.item())
     assert average == pytest.approx(lengths.mean().item(), rel=1e-8)
     assert means[-1] == pytest.approx(lengths.var(correction=0).item(), rel=1e-6)
@@ -30,4 +31,6 @@ def test_shares_have_the_gradient_of_the_whole_running_mean_included() -> None:
     shares = torch.stack([smooth_loss_share(part, mean, 3.0) for part in lengths.chunk(2)]).mean()
     assert shares.item() == pytest.approx(whole.item(), rel=1e-12)
     torch.testing.assert_close(torch.autograd.grad(shares, lengths)[0], expected)
-    torch.testing.assert_close(torch.autograd.grad(smooth_loss(lengths, 3.0)[0], lengths)[0], expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(smooth_loss_share(lengths, lengths.mean(), 3.0), lengths)[0], expected
+    )
