@@ -42,7 +42,6 @@ def write_folder(folder: Path, files: dict[str, bytes]) -> Path:
 
 
 def test_a_folder_holds_its_colours_in_the_order_of_the_names(tmp_path: Path, memory: str) -> None:
-    """Formats and sub-folders, written out of order, among files that are no images."""
     red, green, blue = (Image.new("RGB", (20, 20), colour) for colour in ("#f00", "#0f0", "#00f"))
     files = {"inner/c.webp": encoded(blue, "WEBP", lossless=True), "b.png": encoded(green)}
     files |= {"a_age3.jpg": encoded(red, "JPEG", quality=100), "notes.txt": b"words", "._a.jpg": b"a resource fork"}
@@ -59,7 +58,6 @@ def test_a_folder_holds_its_colours_in_the_order_of_the_names(tmp_path: Path, me
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_a_plain_tar_is_the_folder_it_was_made_from(tmp_path: Path, form: int, memory: str) -> None:
-    """Whatever the dialect, with long names, other files between the images, and in memory or not."""
     long = "/".join(["a directory with quite a long name"] * 4) + "/z.png"  # beyond the 100 bytes of a plain header
     contents = {name: photograph(i) for i, name in enumerate(["b.png", long, "a.png", "sub/c.png"])}
     others = {"notes.txt": b"x" * 700, "._a.png": b"a resource fork"}
