@@ -73,6 +73,8 @@ def test_it_is_the_data_set_that_hub_opens(shards: Path) -> None:
     assert (len(stream), stream.channels, stream.resolution, stream.horizontal_flip) == (NUMBER, 3, 6, True)
     assert stream.sequential
     assert not getattr(whole, "sequential", False)
+    with pytest.raises(IndexError, match="begin at 0; got -1"):
+        stream[-1]
     images = torch.stack(list(stream))
     assert torch.equal(images[np.argsort(_values(images))], torch.stack(list(whole)))
 
@@ -141,7 +143,8 @@ def test_splits_join(tmp_path: Path) -> None:
 def test_the_number_of_images_comes_from_the_card_or_the_reader(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert len(_stream(f"{write_table(tmp_path / 'bare', [flat(0, 0, 0)] * 3)}#train=3")) == 3
+    bare = write_table(tmp_path / "bare", [flat(0, 0, 0)] * 3)
+    assert len(StreamDataset(str(bare), (3, 8, 8), count=3)) == 3
     assert len(open_dataset(f"stream:{shards}#train={NUMBER}", 8)) == NUMBER
     entry = CATALOGUE["imagenet"]._replace(spec=f"stream:{shards}#train", count=NUMBER)
     monkeypatch.setitem(CATALOGUE, "imagenet", entry)
@@ -166,5 +169,3 @@ def test_bad_input_is_refused_before_anything_is_read(
     folder = write_table(tmp_path / "set", [b"bad"] * 3, card=card)
     with pytest.raises(ValueError, match=message):
         open_dataset(f"stream:{folder}{split}", 8)
-    with pytest.raises(IndexError, match="begin at 0; got -1"):
-        _stream(f"{folder}#train=3")[-1]
