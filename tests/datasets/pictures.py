@@ -12,24 +12,20 @@ from PIL import Image
 
 
 def encoded(picture: Image.Image, form: str = "PNG", **options: object) -> bytes:
-    """Return a picture as a file's bytes."""
     buffer = io.BytesIO()
     picture.save(buffer, form, **options)
     return buffer.getvalue()
 
 
 def flat(*colour: int) -> bytes:
-    """Return 8 × 8 pixels of one colour."""
     return encoded(Image.new("RGB", (8, 8), colour))
 
 
 def noise(seed: int, size: int = 12) -> Image.Image:
-    """Return random pixels."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8))
 
 
 def write_tar(path: Path, files: dict[str, bytes], mode: str = "w", form: int = tarfile.PAX_FORMAT) -> Path:
-    """Write an archive, in the order given."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, mode, format=form) as tar:
         for name, content in files.items():

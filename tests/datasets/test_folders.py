@@ -26,12 +26,12 @@ def memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     return request.param
 
 
+def photograph(seed: int, size: int = 12) -> bytes:
+    return encoded(noise(seed, size))
+
+
 def stacked(dataset: ImageDataset) -> torch.Tensor:
     return torch.stack(list(dataset))
-
-
-def photograph(seed: int) -> bytes:
-    return encoded(noise(seed))
 
 
 def write_folder(folder: Path, files: dict[str, bytes]) -> Path:
@@ -42,13 +42,10 @@ def write_folder(folder: Path, files: dict[str, bytes]) -> Path:
 
 
 def test_a_folder_holds_its_colours_in_the_order_of_the_names(tmp_path: Path, memory: str) -> None:
-    """Formats and sub-folders, written out of order, among files that are no images."""
-    (tmp_path / "inner").mkdir()
-    Image.new("RGB", (20, 20), (0, 0, 255)).save(tmp_path / "inner" / "c.webp", lossless=True)
-    Image.new("RGB", (20, 20), (0, 255, 0)).save(tmp_path / "b.png")
-    Image.new("RGB", (20, 20), (255, 0, 0)).save(tmp_path / "a_age3.jpg", quality=100)
-    (tmp_path / "notes.txt").write_text("not an image")
-    (tmp_path / "._a.jpg").write_bytes(b"a resource fork, not an image")
+    red, green, blue = (Image.new("RGB", (20, 20), colour) for colour in ("#f00", "#0f0", "#00f"))
+    files = {"inner/c.webp": encoded(blue, "WEBP", lossless=True), "b.png": encoded(green)}
+    files |= {"a_age3.jpg": encoded(red, "JPEG", quality=100), "notes.txt": b"words", "._a.jpg": b"a resource fork"}
+    write_folder(tmp_path, files)
     dataset = open_dataset(f"folder:{tmp_path}", 16)
     assert isinstance(dataset.pixels, torch.Tensor) == (memory == "held")
     assert dataset.names == ("a_age3.jpg", "b.png", "inner/c.webp")
@@ -57,13 +54,10 @@ def test_a_folder_holds_its_colours_in_the_order_of_the_names(tmp_path: Path, me
     colours = (torch.eye(3) * 2 - 1)[:, :, None, None].expand(3, 3, 16, 16)
     torch.testing.assert_close(batch, colours, atol=0.02, rtol=0)
     assert torch.equal(torch.stack(dataset.__getitems__([2, 0, 2, -1])), batch[[2, 0, 2, 2]])
-    with pytest.raises(IndexError):
-        dataset[3]
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_a_plain_tar_is_the_folder_it_was_made_from(tmp_path: Path, form: int, memory: str) -> None:
-    """Whatever the dialect, with long names, other files between the images, and in memory or not."""
     long = "/".join(["a directory with quite a long name"] * 4) + "/z.png"  # beyond the 100 bytes of a plain header
     contents = {name: photograph(i) for i, name in enumerate(["b.png", long, "a.png", "sub/c.png"])}
     others = {"notes.txt": b"x" * 700, "._a.png": b"a resource fork"}
@@ -73,23 +67,8 @@ def test_a_plain_tar_is_the_folder_it_was_made_from(tmp_path: Path, form: int, m
     assert torch.equal(stacked(packed), stacked(loose))
 
 
-@pytest.mark.parametrize("compression", ["gz", "xz", "bz2"])
-def test_compressed_archives_have_to_fit_into_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str
-) -> None:
-    files = {f"{i}.png": photograph(i) for i in (2, 0, 1)}
-    plain = open_folder(write_tar(tmp_path / "a.tar", files), (3, 8, 8))
-    archive = write_tar(tmp_path / f"a.tar.{compression}", files, f"w:{compression}")
-    assert open_folder(archive, (3, 8, 8)).names == plain.names
-    assert torch.equal(stacked(open_folder(archive, (3, 8, 8))), stacked(plain))
-    monkeypatch.setattr(images, "MEMORY_LIMIT", 3 * 64 * 3 - 1)
-    with pytest.raises(ValueError, match=r"3 images of 8 x 8 pixels exceed .* decompress it to a plain \.tar"):
-        open_folder(archive, (3, 8, 8))
-
-
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    """Write a directory of two shards, one in a sub-directory, and two loose images."""
     write_tar(tmp_path / "b.tar", {"2.png": photograph(2), "1.png": photograph(1)})
     write_tar(tmp_path / "sub" / "a.tar", {"x/3.png": photograph(3)})
     loose = {"a.png": photograph(0), "sub/z.png": photograph(4), "._b.tar": b"a resource fork"}
@@ -121,25 +100,6 @@ def test_workers_and_forks_read_what_the_parent_reads(shards: Path, monkeypatch:
     assert os.read(reader, 4) == b"same"
 
 
-@pytest.mark.parametrize(
-    ("name", "files", "message"),
-    [
-        ("nowhere", None, r"no such folder or archive: .*nowhere"),
-        ("file.tar", b"hello", r"is a file but no tar archive.* give a directory"),
-        ("folder", {"readme.txt": b"words"}, "no images in"),
-        ("a.tar", {"a.png": b"x", "b.jpg": b"x"}, r"none of the 2 images in .* can be read: a\.png \(not an image\)"),
-    ],
-)
-def test_what_is_no_data_set_is_named(name: str, files: object, message: str, tmp_path: Path) -> None:
-    path = tmp_path / name
-    if isinstance(files, bytes):
-        path.write_bytes(files)
-    elif files:
-        write_tar(path, files) if path.suffix else write_folder(path, files)
-    with pytest.raises((FileNotFoundError, ValueError), match=message):
-        open_dataset(f"folder:{path}", 8)
-
-
 @pytest.mark.usefixtures("memory")
 @pytest.mark.parametrize("packed", [True, False])
 def test_broken_images_are_skipped_counted_and_named(tmp_path: Path, packed: bool) -> None:
@@ -147,23 +107,29 @@ def test_broken_images_are_skipped_counted_and_named(tmp_path: Path, packed: boo
     files = {"a.png": photograph(0), "b1.jpg": whole[: len(whole) // 2], "b2.png": photograph(1)[:60], "b3.gif": b""}
     files |= {"b4.webp": b"no image at all", "c.png": photograph(2)}
     path = write_tar(tmp_path / "images.tar", files) if packed else write_folder(tmp_path, files)
-    with pytest.warns(
-        UserWarning, match=r"2 images; left out: 4 that cannot be read: .*b1\.jpg .*; .*b2\.png .*; .*b3\.gif"
-    ):
+    left_out = r"2 images; left out: 4 that cannot be read: .*b1\.jpg .*; .*b2\.png .*; .*b3\.gif"
+    with pytest.warns(UserWarning, match=left_out):
         dataset = open_dataset(f"folder:{path}", 12)
     assert dataset.names == ("a.png", "c.png")
     expected = [np.array(noise(i)).transpose(2, 0, 1) for i in (0, 2)]
     assert torch.equal(stacked(dataset), torch.from_numpy(np.stack(expected)).float() / 127.5 - 1)
 
 
-@pytest.mark.parametrize("compression", ["gz", "bz2", "xz"])
-def test_an_archive_cut_short_is_an_error(tmp_path: Path, compression: str) -> None:
-    """A download that broke off never becomes a smaller data set."""
-    files = {f"{i:02d}.png": encoded(noise(i, 64)) for i in range(20)}
-    whole = write_tar(tmp_path / "whole.tar", files, f"w:{compression}").read_bytes()
-    (tmp_path / "cut.tar").write_bytes(whole[: 9 * len(whole) // 10])
+@pytest.mark.parametrize("compression", ["gz", "xz", "bz2"])
+def test_a_compressed_archive_is_a_plain_one_that_has_to_be_whole_and_fit_into_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str
+) -> None:
+    files = {f"{i:02d}.png": photograph(i, 64) for i in reversed(range(20))}
+    plain = open_folder(write_tar(tmp_path / "a.tar", files), (3, 8, 8))
+    archive = write_tar(tmp_path / f"a.tar.{compression}", files, f"w:{compression}")
+    assert open_folder(archive, (3, 8, 8)).names == plain.names
+    assert torch.equal(stacked(open_folder(archive, (3, 8, 8))), stacked(plain))
+    (tmp_path / "cut.tar").write_bytes(archive.read_bytes()[: 9 * archive.stat().st_size // 10])
     with pytest.raises(ValueError, match="cut short"):
-        open_dataset(f"folder:{tmp_path / 'cut.tar'}", 8)
+        open_folder(tmp_path / "cut.tar", (3, 8, 8))
+    monkeypatch.setattr(images, "MEMORY_LIMIT", 20 * 64 * 3 - 1)
+    with pytest.raises(ValueError, match=r"20 images of 8 x 8 pixels exceed .* decompress it to a plain \.tar"):
+        open_folder(archive, (3, 8, 8))
 
 
 @pytest.mark.parametrize("fraction", [-1.0, 0.0, 0.1, 0.99])
@@ -176,20 +142,18 @@ def test_a_shard_cut_short_is_an_error(shards: Path, fraction: float) -> None:
         open_dataset(f"folder:{shards}", 8)
 
 
-def test_a_header_that_is_overwritten_is_an_error(tmp_path: Path) -> None:
+def test_a_header_that_is_overwritten_is_an_error(shards: Path) -> None:
     """Tarfile takes it for the end; the images behind it would be lost without a word."""
-    archive = write_tar(tmp_path / "images.tar", {f"{i}.png": photograph(i) for i in range(4)})
-    content = bytearray(archive.read_bytes())
-    with tarfile.open(archive) as tar:
-        at = tar.getmembers()[2].offset
+    content = bytearray((shards / "b.tar").read_bytes())
+    with tarfile.open(shards / "b.tar") as tar:
+        at = tar.getmembers()[1].offset
     content[at : at + 200] = b"?" * 200
-    archive.write_bytes(content)
+    (shards / "b.tar").write_bytes(content)
     with pytest.raises(ValueError, match=rf"damaged or cut short.*no header at byte {at:,}"):
-        open_folder(archive, (3, 8, 8))
+        open_dataset(f"folder:{shards}", 8)
 
 
-def test_compressed_shards_are_named(shards: Path) -> None:
-    """In a directory they cannot be read in any order: a warning, or an error if they pose as plain ones."""
+def test_compressed_shards_are_left_out_by_name_and_refused_if_they_pose_as_plain_ones(shards: Path) -> None:
     write_tar(shards / "c.tar.gz", {"5.png": photograph(5)}, "w:gz")
     with pytest.warns(UserWarning, match=r"left out: 1 compressed archives, such as c\.tar\.gz \(decompress them"):
         assert len(open_dataset(f"folder:{shards}", 8)) == 5
@@ -198,9 +162,21 @@ def test_compressed_shards_are_named(shards: Path) -> None:
         open_dataset(f"folder:{shards}", 8)
 
 
-@pytest.mark.parametrize("mode", ["w", "w:xz"])
-def test_the_number_of_images_is_checked_before_any_is_decoded(tmp_path: Path, mode: str) -> None:
-    """Nothing here decodes, so that an error about the number can only come first."""
-    archive = write_tar(tmp_path / "images.tar", {"a.png": b"broken"}, mode)
-    with pytest.raises(ValueError, match="holds 1 images where 2 are expected"):
-        open_folder(archive, (3, 8, 8), count=2)
+@pytest.mark.parametrize(
+    ("name", "files", "message"),
+    [
+        ("nowhere", None, r"no such folder or archive: .*nowhere"),
+        ("file.tar", b"hello", r"is a file but no tar archive.* give a directory"),
+        ("folder", {"readme.txt": b"words"}, "no images in"),
+        ("a.tar", {"a.png": b"x", "b.jpg": b"x"}, r"none of the 2 images in .* can be read: a\.png \(not an image\)"),
+        ("fewer.tar", {"a.png": b"x"}, "holds 1 images where 2 are expected"),  # counted before any is decoded
+    ],
+)
+def test_what_is_no_data_set_is_named(name: str, files: object, message: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if isinstance(files, bytes):
+        path.write_bytes(files)
+    elif files:
+        write_tar(path, files) if path.suffix else write_folder(path, files)
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        open_folder(path, (3, 8, 8), count=2 if name == "fewer.tar" else None)

@@ -21,13 +21,12 @@ from .pictures import encoded
 @given(width=st.integers(9, 60), height=st.integers(9, 60))
 def test_the_crop_is_central(width: int, height: int) -> None:
     """A picture with point symmetry stays point-symmetric, which no off-centre crop does."""
-    quarter = np.random.default_rng(width * height).integers(0, 256, (height, width), dtype=np.uint8)
-    image = fit(Image.fromarray(np.maximum(quarter, quarter[::-1, ::-1])), (3, 8, 8)).int()
+    noise = np.random.default_rng(width * height).integers(0, 256, (height, width), dtype=np.uint8)
+    image = fit(Image.fromarray(np.maximum(noise, noise[::-1, ::-1])), (3, 8, 8)).int()
     assert (image - image.flip(1, 2)).abs().max() <= 2
 
 
 def test_the_crop_is_the_largest_square() -> None:
-    """The ends of a long picture are cut away, and nothing of the short side."""
     wide = np.zeros((10, 30, 3), dtype=np.uint8)
     wide[:, :10], wide[:, 20:] = 255, 255
     assert fit(Image.fromarray(wide), (3, 5, 5))[..., 1:-1].max() < 5  # the filter rings a little at the cut
@@ -74,7 +73,6 @@ def test_every_mode_becomes_rgb(image: Image.Image, expected: tuple[int, int, in
 
 
 def test_a_large_jpeg_is_reduced_faithfully() -> None:
-    """Decoding at reduced size stays within a few grey levels of the full decoding."""
     ramp = np.add.outer(np.linspace(0, 127, 512), np.linspace(0, 127, 512)).astype(np.uint8)
     stored = encoded(Image.fromarray(np.stack([ramp] * 3, -1)), "JPEG", quality=95)
     full = Image.open(io.BytesIO(stored))

@@ -32,7 +32,6 @@ CONFIG = FinetuneConfig(num_steps=12, batch_size=4, lambda_iso=0.1, normalize=Tr
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a data set as the hub holds it: shards of parquet and a card."""
     return write_table(tmp_path_factory.mktemp("hub") / "set", [flat(10 * i, 0, 0) for i in range(NUMBER)], card=NUMBER)
 
 
@@ -41,7 +40,6 @@ def _stream(source: Path | str, *, seed: int = 1, buffer_size: int = 8) -> Strea
 
 
 def _values(images: torch.Tensor | list[torch.Tensor]) -> list[int]:
-    """Return which image each is."""
     images = images if isinstance(images, torch.Tensor) else torch.stack(images)
     return ((images[:, 0, 0, 0] + 1) * 12.75).round().int().tolist()
 
@@ -62,20 +60,11 @@ def test_it_is_the_hubs_own_shuffle(shards: Path) -> None:
 @settings(max_examples=10)
 @given(st.lists(st.lists(st.integers(0, 3 * NUMBER), min_size=1, max_size=5), min_size=1, max_size=4))
 def test_the_same_image_at_a_position_whatever_the_batches(shards: Path, batches: list[list[int]]) -> None:
-    """Going back is slow, not wrong; a batch comes in the order asked for; each starts where it likes."""
+    """Going back is slow, not wrong; a batch comes in the order asked for, a position as often as asked."""
     whole, stream = _values(_stream(shards).__getitems__(range(3 * NUMBER + 1))), _stream(shards)
     for batch in batches:
         assert _values(stream.__getitems__(batch)) == [whole[position] for position in batch]
         assert _values(_stream(shards).__getitems__(batch)) == [whole[position] for position in batch]
-
-
-def test_positions_come_again(shards: Path) -> None:
-    stream = _stream(shards)
-    assert torch.equal(stream[0], stream[0])
-    first = torch.stack(list(stream))
-    assert torch.equal(stream[3], first[3])
-    with pytest.raises(IndexError, match="begin at 0; got -1"):
-        stream[-1]
 
 
 def test_it_is_the_data_set_that_hub_opens(shards: Path) -> None:
@@ -84,6 +73,8 @@ def test_it_is_the_data_set_that_hub_opens(shards: Path) -> None:
     assert (len(stream), stream.channels, stream.resolution, stream.horizontal_flip) == (NUMBER, 3, 6, True)
     assert stream.sequential
     assert not getattr(whole, "sequential", False)
+    with pytest.raises(IndexError, match="begin at 0; got -1"):
+        stream[-1]
     images = torch.stack(list(stream))
     assert torch.equal(images[np.argsort(_values(images))], torch.stack(list(whole)))
 
@@ -127,39 +118,9 @@ def test_an_interrupted_run_resumes_to_the_same_bits(shards: Path, tmp_path: Pat
     ("count", "message"), [(NUMBER + 2, "ended before image 22 of 23"), (NUMBER - 2, "holds more than 19")]
 )
 def test_a_wrong_number_of_images_ends_the_first_epoch(tmp_path: Path, count: int, message: str) -> None:
-    """Otherwise epochs would repeat or leave out images without a word."""
     bare = write_table(tmp_path / "bare", [flat(i, 0, 0) for i in range(NUMBER)])
     with pytest.raises(ValueError, match=rf"{message}.*correct the count"):
         _stream(f"{bare}#train={count}").__getitems__(range(count))
-
-
-def test_the_number_of_images_comes_from_the_card_or_the_reader(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With neither, or with two that differ, it is an error before anything is read."""
-    bare = write_table(tmp_path / "bare", [flat(i, 0, 0) for i in range(3)])
-    with pytest.raises(ValueError, match=r"nothing tells how many images .* holds; .*#train=1000"):
-        open_dataset(f"stream:{bare}", 8)
-    assert len(StreamDataset(str(bare), (3, 8, 8), count=3)) == 3
-    assert len(open_dataset(f"stream:{shards}#train={NUMBER}", 8)) == NUMBER
-    with pytest.raises(ValueError, match="holds 21 images where 20 are expected"):
-        open_dataset(f"stream:{shards}#train=20", 8)
-    with pytest.raises(ValueError, match=r"positive and whole; got '0'"):
-        open_dataset(f"stream:{bare}#train=0", 8)
-    entry = CATALOGUE["imagenet"]._replace(spec=f"stream:{shards}#train", count=NUMBER)
-    monkeypatch.setitem(CATALOGUE, "imagenet", entry)
-    assert len(open_dataset("imagenet", 8)) == NUMBER
-    monkeypatch.setitem(CATALOGUE, "imagenet", entry._replace(count=NUMBER + 1))
-    with pytest.raises(ValueError, match="holds 21 images where 22 are expected"):
-        open_dataset("imagenet", 8)
-
-
-def test_splits_join(tmp_path: Path) -> None:
-    folder = write_table(tmp_path / "set", [flat(10 * i, 0, 0) for i in range(3)], split="test")
-    write_table(folder, [flat(50, 0, 0)])
-    assert sorted(_values(list(open_dataset(f"stream:{folder}#train+test=4", 8)))) == [0, 1, 2, 5]
-    with pytest.raises(ValueError, match=r"does not open \(Bad split: nowhere"):
-        open_dataset(f"stream:{folder}#nowhere=4", 8)
 
 
 @pytest.mark.parametrize("cell", [None, b"bad"], ids=["empty", "broken"])
@@ -171,3 +132,40 @@ def test_an_image_that_does_not_decode_is_named(tmp_path: Path, cell: bytes | No
     with pytest.raises(ValueError, match=r"the image at position 1 of .* cannot be read \(.*hub: instead of stream:"):
         stream[1]
     assert _values([stream[2]]) == [2]
+
+
+def test_splits_join(tmp_path: Path) -> None:
+    folder = write_table(tmp_path / "set", [flat(10 * i, 0, 0) for i in range(3)], split="test")
+    write_table(folder, [flat(50, 0, 0)])
+    assert sorted(_values(list(open_dataset(f"stream:{folder}#train+test=4", 8)))) == [0, 1, 2, 5]
+
+
+def test_the_number_of_images_comes_from_the_card_or_the_reader(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = write_table(tmp_path / "bare", [flat(0, 0, 0)] * 3)
+    assert len(StreamDataset(str(bare), (3, 8, 8), count=3)) == 3
+    assert len(open_dataset(f"stream:{shards}#train={NUMBER}", 8)) == NUMBER
+    entry = CATALOGUE["imagenet"]._replace(spec=f"stream:{shards}#train", count=NUMBER)
+    monkeypatch.setitem(CATALOGUE, "imagenet", entry)
+    assert len(open_dataset("imagenet", 8)) == NUMBER
+    monkeypatch.setitem(CATALOGUE, "imagenet", entry._replace(count=NUMBER + 1))
+    with pytest.raises(ValueError, match="holds 21 images where 22 are expected"):
+        open_dataset("imagenet", 8)
+
+
+@pytest.mark.parametrize(
+    ("card", "split", "message"),
+    [
+        (None, "", r"nothing tells how many images .* holds; .*#train=1000"),
+        (3, "#train=2", "holds 3 images where 2 are expected"),
+        (3, "#train=0", r"positive and whole; got '0'"),
+        (3, "#nowhere=4", r"does not open \(Bad split: nowhere"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_read(
+    card: int | None, split: str, message: str, tmp_path: Path
+) -> None:
+    folder = write_table(tmp_path / "set", [b"bad"] * 3, card=card)
+    with pytest.raises(ValueError, match=message):
+        open_dataset(f"stream:{folder}{split}", 8)

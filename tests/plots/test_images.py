@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import re
 
 import numpy as np
 import pytest
@@ -30,21 +30,11 @@ def test_image_strip_labels_the_centres_and_span_widens_the_range(ax: Axes) -> N
     np.testing.assert_allclose(ax.images[0].get_array()[0, 0, :3], 0.75)
 
 
-IMAGE = torch.zeros(2, 1, 4, 4)
-
-
-@pytest.mark.parametrize(
-    ("draw", "message"),
-    [
-        (lambda ax: image_strip(IMAGE[:, 0], ax), r"\(2, 4, 4\)"),
-        (lambda ax: image_strip(IMAGE.expand(2, 2, 4, 4), ax), r"\(2, 2, 4, 4\)"),
-        (lambda ax: image_strip(IMAGE[:0], ax), r"\(0, 1, 4, 4\)"),
-        (lambda ax: image_strip(IMAGE * torch.nan, ax), "32 NaN"),
-    ],
-)
-def test_bad_images_are_refused(draw: Callable[[Axes], Axes], message: str, ax: Axes) -> None:
+@pytest.mark.parametrize("shape", [(2, 4, 4), (2, 2, 4, 4), (0, 1, 4, 4), (2, 1, 4, 4)])
+def test_bad_images_are_refused(shape: tuple[int, ...], ax: Axes) -> None:
+    message = "32 NaN" if shape == (2, 1, 4, 4) else re.escape(str(shape))
     with pytest.raises(ValueError, match=message):
-        draw(ax)
+        image_strip(torch.full(shape, torch.nan), ax)
 
 
 def test_palette_png_is_the_figure_to_the_eye_and_smaller(ax: Axes) -> None:

@@ -14,20 +14,19 @@ from isodiff.geometry import stereographic
 def test_circles_are_drawn_where_they_are_in_the_colour_of_their_scale(ax: Axes) -> None:
     circles, scales = np.stack([plots.small_circle(latitude, 20, 9) for latitude in (-60, 0, 40)]), (1.8, 1.0, 0.4)
     images = stereographic(torch.from_numpy(circles.reshape(-1, 3)), 1.0).reshape(3, -1, 2).numpy()
-    assert plots.circles_on_sphere(circles, scales, ax) is ax
-    assert plots.circles_in_chart(images, scales, ax) is ax
+    plots.circles_on_sphere(circles, scales, ax)
+    plots.circles_in_chart(images, scales, ax)
     on_sphere = [np.stack(plots.orthographic(circle)[:2], axis=1) for circle in circles]
     for patch, expected, scale in zip(ax.patches, [*on_sphere, *images], 2 * scales, strict=True):
         np.testing.assert_allclose(patch.get_xy()[: len(expected)], expected)
         assert patch.get_facecolor()[:3] == plots.scale_colour(scale)[:3]
-    assert (ax.get_xlim(), ax.get_xlabel()) == ((-3.8, 3.8), "$z_1/r$")
     plots.scale_bar(ax)
     ax.figure.canvas.draw()
 
 
 @pytest.mark.parametrize(("graticule", "number"), [(30.0, 11), (180.0, 1)])
 def test_a_globe_has_a_parallel_and_a_meridian_every_so_many_degrees(graticule: float, number: int, ax: Axes) -> None:
-    assert plots.globe(ax, graticule=graticule) is ax
+    plots.globe(ax, graticule=graticule)
     assert sum(line.get_alpha() == 1 for line in ax.lines) == number  # the parts in front
 
 
