@@ -32,6 +32,7 @@ from isodiff.diffusion.config import TrainingConfig
 from isodiff.diffusion.run_folder import Checkpoint, TrainingInterrupted
 from isodiff.files import resolve_device
 
+CPU_INFO = Path("/proc/cpuinfo")
 _PURPOSES = ("epoch", "flip", "dsm", "isometry", "layers", "posterior")  # new ones at the end: the position counts
 
 
@@ -198,6 +199,5 @@ def accelerator_for(device: str, mixed_precision: str = "no") -> Accelerator:
 
 def _has_bf16() -> bool:
     """Whether Linux lists bf16 instructions of x86 or Arm; where nothing is listed, nothing is claimed."""
-    file = Path("/proc/cpuinfo")
-    flags = set(file.read_text().split()) if file.is_file() else {"bf16"}
+    flags = set(CPU_INFO.read_text().split()) if CPU_INFO.is_file() else {"bf16"}
     return not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from isodiff.datasets.faces import FacesDataset
-from isodiff.diffusion import FinetuneConfig, TrainingInterrupted, train
+from isodiff.diffusion import FinetuneConfig, TrainingInterrupted, train, training
 from isodiff.diffusion.finetune import finetune
 from isodiff.diffusion.run_folder import Checkpoint
 from isodiff.diffusion.training import TrainingStep, derived_seed, global_batches, seeded
@@ -135,6 +135,17 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(folder: Path, seen: list
     with pytest.warns(UserWarning, match="was written by 2 processes: it goes on the same to rounding"):
         states = [vars(state) for state in run]
     assert states == [pytest.approx(state, rel=1e-3) for state in seen[0]["straight"][0][2:]]
+
+
+@pytest.mark.parametrize(("flags", "words"), [("fpu avx512_bf16", None), ("fpu avx2", "no bf16 instructions")])
+def test_bf16_without_its_instructions_is_said_once(
+    flags: str, words: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"flags : {flags}")
+    monkeypatch.setattr(training, "CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(training, "Accelerator", lambda **options: options)  # a real one would keep its precision
+    with contextlib.nullcontext() if words is None else pytest.warns(UserWarning, match=words):
+        assert training.accelerator_for("cpu", "bf16") == {"mixed_precision": "bf16", "cpu": True}
 
 
 def test_a_batch_or_images_that_do_not_fit_are_refused() -> None:
