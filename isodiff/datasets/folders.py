@@ -85,7 +85,7 @@ def _index(path: Path, mode: str) -> StoredImages:
     if path.is_dir():
         files = list(_files(path))
         archives = sorted(file for file in files if file.suffix.lower() == ".tar")
-        found = [(file.relative_to(path).as_posix(), -1, 0, 0) for file in files if _is_image(file.name, file.open)]
+        found = [(file.relative_to(path).as_posix(), -1, 0, 0) for file in files if is_image(file.name, file.open)]
     for number, archive in enumerate(archives):
         prefix = "" if archive == path else archive.relative_to(path).as_posix() + "/"
         found += [(prefix + name, number, offset, size) for name, offset, size in _members(archive, mode, files)]
@@ -128,7 +128,7 @@ def _members(archive: Path, mode: str, others: list[Path]) -> Iterator[tuple[str
             while (member := tar.next()) is not None:
                 if member.isreg() and not member.issparse() and not _is_hidden(member.name):
                     content = lambda _, file=tar.fileobj, at=member: _content(file, at.offset_data, at.size)  # noqa: E731
-                    if _is_image(Path(member.name).name, content):
+                    if is_image(Path(member.name).name, content):
                         yield member.name, member.offset_data, member.size
                     else:
                         others.append(Path(member.name))
@@ -166,7 +166,7 @@ def _endings() -> set[str]:
     return {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
 
-def _is_image(name: str, open_it: Callable[[str], BinaryIO]) -> bool:
+def is_image(name: str, open_it: Callable[[str], BinaryIO]) -> bool:
     """Tell an image by its extension, or without one by its content, which `open_it` gives."""
     ending = Path(name).suffix.lower()
     if name.startswith(".") or ending:

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from isodiff.datasets.folders import is_image
 from isodiff.datasets.images import Shape, fit
 
 _WITH_PLUGIN = {".heic", ".heif", ".avif", ".jxl"}  # images too, whether or not they open here
@@ -175,5 +176,4 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _images(folder: Path) -> list[Path]:
-    opened = {ending for ending, form in Image.registered_extensions().items() if form in Image.OPEN} | _WITH_PLUGIN
-    return [path for path in _files(folder) if path.suffix.lower() in opened]
+    return [p for p in _files(folder) if p.suffix.lower() in _WITH_PLUGIN or is_image(p.name, p.open)]

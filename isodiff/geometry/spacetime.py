@@ -56,8 +56,7 @@ def posterior_parameters(
             scale = 1.0
         else:
             scale = 1 / len(probes)
-        options = {"create_graph": torch.is_grad_enabled(), "retain_graph": True}
-        pulled = (torch.autograd.grad(clean, x, v, **options)[0] for v in probes)
+        pulled = (torch.autograd.grad(clean, x, v, create_graph=True)[0] for v in probes)
         trace = scale * sum((v * p).flatten(1).sum(1) for v, p in zip(probes, pulled, strict=True))
     alpha, sigma = alpha.flatten(), sigma.flatten()
     eta = torch.cat([(alpha / sigma**2).view(-1, 1) * x.flatten(1), (-(alpha**2) / (2 * sigma**2))[:, None]], 1)

@@ -34,7 +34,7 @@ from isodiff.metrics.truth import fit_faces, means
 Array = NDArray[np.float64]
 TOLERANCE = 0.05  # of monotonicity, in factors: what errors of the factors explain
 BASIS_TOLERANCE = 1e-3  # of `local_basis`
-TOTAL = 1.0  # summed change, in ranges of a factor, at which spill-over is compared
+TOTAL = 1.0  # summed change, in ranges of a factor, at which spill-over is compared, over all moves, choosing ones too
 
 
 class Effects(NamedTuple):
