@@ -16,10 +16,10 @@ Share = Annotated[float, (lambda x: 0 <= x <= 1, "in [0, 1]")]
 Part = Annotated[float, (lambda x: 0 < x <= 1, "in (0, 1]")]
 
 Times = Literal["late", "early", "variance"]
-Metric = Literal["stereographic", "chart_identity", "euclidean"]
+Metric = Literal["stereographic", "chart_identity", "as_printed", "euclidean"]
 Estimator = Literal["ratio", "unbiased", "jackknife", "per_row"]
 Route = Literal["double_backward", "differences"]
-Target = Literal["encoder", "denoiser", "sampler", "smooth"]
+Target = Literal["encoder", "pooled", "denoiser", "sampler", "smooth"]
 
 # what has no meaning for a target
 _IDLE = {
@@ -52,14 +52,14 @@ class FinetuneConfig(Settings):
     lr_scheduler: Literal["constant", "cosine"] = "constant"  # course of the learning rate after its warm-up
     warmup_steps: Natural = 0  # of linear warm-up of the learning rate
     lambda_iso: Weight = 1e-4  # weight of the isometry term; 0 is plain training, the control
-    # map that the term is of: encoder x_t to H (the paper), denoiser x_t to the estimate of x_0, sampler x_T to x_0; or
-    # smooth, Smooth Diffusion's penalty on the estimate of x_0
+    # map that the term is of: encoder x_t to H (the paper), pooled to its mean over positions, denoiser x_t to the
+    # estimate of x_0, sampler x_T to x_0; or smooth, Smooth Diffusion's penalty on the estimate of x_0
     target: Target = "encoder"
     sampler_steps: Count = 4  # of DDIM, of the target sampler
     normalize: bool = False  # multiply lambda_iso by the rank: it then weighs the anisotropy, comparable across sizes
     p: Share = 0.5  # share of the T diffusion steps that is not regularised
     regularize_times: Times = "late"  # t + 1 > pT (Eq. 7); early: T - t > pT; variance: late, weighted by 1 - alpha_bar
-    metric: Metric = "stereographic"  # of the noise: the sphere's, its chart taken as flat (G = I), or the space's
+    metric: Metric = "stereographic"  # of the noise: the sphere's; its chart as flat (G = I), or with Eq. 2 and 3 as printed; the space's
     num_probes: Count = 1  # random directions a row
     estimator: Estimator = "ratio"  # of Eq. 6; the others need the batch in one pass of one process
     regularize_every: Count = 1  # k: take the isometry term at every k-th step only, k times as strong

@@ -1,6 +1,6 @@
 r"""The two terms of Eq. 7, L_dsm and what regularises a map of the model, with gradients over passes and processes.
 
-The map is the `target`: the encoder X_t → H of the paper, x_t → x̂₀ in one pass (`denoiser`), the whole map from noise
+The map is the `target`: the encoder X_t → H of the paper, its mean over positions (`pooled`), x_t → x̂₀ in one pass (`denoiser`), the whole map from noise
 to image in a few steps of DDIM (`sampler`), each with Eq. 6; or ε → x̂₀ with the penalty of Smooth Diffusion (`smooth`),
 as published: at a t of every row's own, with δ = σ_t N(0, I)/√n.
 """
@@ -46,7 +46,10 @@ class Terms:
             needed = f"regularize_fraction × batch_size must be a multiple of the {processes} processes"
             raise ValueError(f"{needed}; got {config.regularize_fraction} × {config.batch_size} rows")
         n = math.prod(latent_shape(unet))
-        m = math.prod(bottleneck_shape(unet)) if config.target == "encoder" else n
+        m = n
+        if config.target in ("encoder", "pooled"):
+            h = bottleneck_shape(unet)
+            m = math.prod(h) if config.target == "encoder" else h[0]
         self.rank = geometry.anisotropy(1, n, m, metric=config.metric)
         self.steps = self.schedule.steps(config.sampler_steps) if config.target == "sampler" else []
 
@@ -72,7 +75,7 @@ class Terms:
         if config.lambda_iso == 0 or step.number % config.regularize_every:
             return None, None
         generator, early = step.generator("isometry"), config.regularize_times == "early"
-        if config.target in ("encoder", "denoiser"):
+        if config.target in ("encoder", "pooled", "denoiser"):
             t = draw_regularised_step(self.schedule.horizon, config.p, generator, early=early)
             if t is None:
                 return None, None
@@ -103,7 +106,9 @@ class Terms:
             )
             return lengths, lengths.square()
         at_t = None if t is None else torch.tensor(t, device=x_0.device)
-        maps = {"encoder": partial(encode, self.unet, t=at_t), "denoiser": partial(self._denoised, t=at_t)}
+        encoder = partial(encode, self.unet, t=at_t)
+        maps = {"encoder": encoder, "pooled": lambda x_t: encoder(x_t).mean((-2, -1))}
+        maps["denoiser"] = partial(self._denoised, t=at_t)
         f, x = (self._sampler, eps) if t is None else (maps[target], self.schedule.add_noise(x_0, eps, t))
         return geometry.trace_samples(f, x, probes=probes, metric=self.config.metric, route=self.config.isometry_route)
 

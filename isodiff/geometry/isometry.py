@@ -8,7 +8,8 @@ tangent space at ``x ≠ 0`` of the sphere through it. With ``R = Qᵀ JᵀJ Q``
 Traces come from probes ``v`` (Hutchinson): ``Tr R = E‖J v‖²``, ``Tr R² = E‖P JᵀJ v‖²``, ``v`` Gaussian in the tangent
 space and ``P = Q Qᵀ``. This ``R`` is the metric ``"stereographic"``: the paper's ``R = G⁻¹ (dΠ⁻¹)ᵀ JᵀJ dΠ⁻¹``, as its
 chart is conformal, ``dΠ⁻¹ = √G Q``, and ``G`` cancels. ``"chart_identity"``, ``R = G Qᵀ JᵀJ Q``, takes the chart as
-flat (the paper's ``G = I``), ``"euclidean"`` is ``R = JᵀJ`` in all of ℝⁿ.
+flat (the paper's ``G = I``), ``"as_printed"`` takes the metric of Eq. 3 in the chart of Eq. 2, to which it does not
+belong: nearly a constant, so nearly ``G = I``. ``"euclidean"`` is ``R = JᵀJ`` in all of ℝⁿ.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from isodiff.geometry.layers import RowByRow
 from isodiff.geometry.sphere import conformal_factor, require_batch, require_option, stereographic, tangent_projection
 from isodiff.geometry.trace import sample_probes
 
-Metric = Literal["stereographic", "chart_identity", "euclidean"]
+Metric = Literal["stereographic", "chart_identity", "as_printed", "euclidean"]
 Estimator = Literal["ratio", "unbiased", "jackknife", "per_row"]
 Route = Literal["double_backward", "differences"]
 
@@ -153,9 +154,12 @@ def _prepare(x: Tensor, metric: Metric) -> tuple[Tensor, Projection, Tensor]:
     points = x.to(torch.promote_types(x.dtype, torch.float32))
     flat = points.detach().flatten(1)
     factor = torch.ones(len(x), dtype=points.dtype, device=x.device)
-    if metric == "chart_identity":
+    if metric in ("chart_identity", "as_printed"):
         radius = flat.norm(dim=1)
-        factor = conformal_factor(stereographic(flat, radius), radius)
+        z = stereographic(flat, radius)
+        factor = conformal_factor(z, radius)
+        if metric == "as_printed":  # z/r of Eq. 2, so r² times G, over Eq. 3 there
+            factor = radius.square() * factor / conformal_factor(z / radius[:, None], radius)
     return points, (lambda v: v) if metric == "euclidean" else tangent_projection(points), factor
 
 

@@ -25,7 +25,7 @@ from isodiff.geometry import lerp, slerp
 from isodiff.metrics import jacobians
 from isodiff.metrics.attributes import open_attributes
 from isodiff.metrics.edits import direction_effects, inversion_error
-from isodiff.metrics.fidelity import extract_features, fid, fid_curve, kid
+from isodiff.metrics.fidelity import extract_features, fid, fid_curve, kid, precision_recall
 from isodiff.metrics.generator import Generator, draw_latents, model_digest, to_uint8
 from isodiff.metrics.interpolation import CLOSED_FORM, interpolation_quality, path_smoothness
 from isodiff.metrics.measure import Arrays, Measurement, Record, cached, git_revision, over_units, versions
@@ -62,6 +62,7 @@ class Sizes:
     spectrum_times: Some[Count] = (200, 600, 800)  # for the encoder's Jacobian, t of T = 1000, else in proportion
     num_spectra: Count = 6  # images whose leading singular values are computed at each
     spectrum_k: Count = 50  # how many singular values
+    condition_ks: Some[Count] = (50,)  # k of the condition number σ₁/σ_k, one measurement each
     num_anisotropy: Count = 40  # images on which anisotropy is estimated at each
     num_maps: Count = 3  # latents at which the Jacobian of the whole sampler is measured
     num_latents: Count = 8  # latents at which it is compared with an isometry of the rank that the data allow
@@ -202,6 +203,8 @@ def _distance(run: Evaluation, generate: Generator, metric: Callable = fid) -> M
     with cached(model=None):  # the pixels decide, whatever model they are compared with
         features = [extract_features(images, extractor) for images in both]
     protocol = {"num_steps": generate.num_steps, "dataset": run.dataset}
+    if metric is precision_recall:
+        return metric(*features, seed=run.seed, protocol=protocol)
     measured = metric(*features, seed=run.seed, protocol=protocol)
     details = {"curve": fid_curve(*features, seed=run.seed)} if metric is fid else {}
     return {metric.__name__: dataclasses.replace(measured, details=details)}
@@ -213,7 +216,7 @@ def _ppl(run: Evaluation, generate: Generator) -> Measurements:
     what, shared = (generate, generate.shape, distances), {"batch_size": sizes.batch_size // 2, "seed": run.seed}
     for mode in sizes.ppl_modes:
         found = path_lengths(*what, num_pairs=sizes.num_ppl_pairs, epsilon=sizes.ppl_epsilon, mode=mode, **shared)
-        measured |= {f"ppl_{net}_{mode}": m for net, m in found.items()}
+        measured |= {f"{m.name}_{net.removeprefix('log_')}_{mode}": m for net, m in found.items()}
     if sizes.num_sweep_pairs and "full" in sizes.ppl_modes:
         swept = epsilon_sweep(*what, sizes.sweep_epsilons, num_pairs=sizes.num_sweep_pairs, **shared)
         for net in distances:
@@ -239,7 +242,11 @@ def _spectra(run: Evaluation, name: str, measure: Callable, *, count: int, **opt
 
 
 def _mcn(run: Evaluation, generate: None) -> Measurements:
-    return _spectra(run, "mcn", jacobians.mean_condition_number, count=run.sizes.num_spectra, k=run.sizes.spectrum_k)
+    """Measure the condition number σ₁/σ_k, at the first k as ``mcn_t…``, at others as ``mcn_k…_t…``."""
+    first, *others = run.sizes.condition_ks
+    measure, count = jacobians.mean_condition_number, run.sizes.num_spectra
+    names = {"mcn": first} | {f"mcn_k{k}": k for k in others}
+    return {n: m for name, k in names.items() for n, m in _spectra(run, name, measure, count=count, k=k).items()}
 
 
 def _vor(run: Evaluation, generate: None) -> Measurements:
@@ -377,6 +384,7 @@ def _paths(run: Evaluation, share: float, counts: Mapping[str, int], suffix: str
 SUITE: dict[str, Family] = {
     "fid": Family(_distance, "fid_steps", ("colours",)),
     "kid": Family(partial(_distance, metric=kid), "fid_steps", ("colours",)),
+    "recall": Family(partial(_distance, metric=precision_recall), "fid_steps", ("colours",)),
     "ppl": Family(_ppl, "ppl_steps", ("colours",)),
     "mrtl": Family(_mrtl, "rtl_steps"),
     "mcn": Family(_mcn),

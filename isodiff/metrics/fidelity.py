@@ -1,4 +1,4 @@
-"""How far generated images are from real ones: FID and KID with intervals, and FID against the size of the samples.
+"""How far generated images are from real ones: FID, KID, precision and recall, and FID against the number of images.
 
 With the moments μ and Σ of two samples of features, rows of a (n, d) and b (m, d), and k(x, y) = (x·y / d + 1)³,
 
@@ -56,6 +56,25 @@ def kid(real: ArrayLike, generated: ArrayLike, *, seed: int = 0, protocol: Facts
     without_each = _combine(blocks, lambda block: block.sum() - block.sum(0) - block.sum(1) + np.diag(block))
     value = _combine(blocks, np.sum)
     return Measurement.from_jackknife("kid", value, without_each, **_facts(real, generated, seed, protocol))
+
+
+def precision_recall(
+    real: ArrayLike, generated: ArrayLike, *, seed: int = 0, protocol: Facts = None, neighbours: int = 3
+) -> dict[str, Measurement]:
+    """Measure what share of each set of features lies among the other (Kynkäänniemi et al. 2019, by torch-fidelity).
+
+    A row is among a set if it is no farther from a member than that is from its own k-th neighbour. ``precision`` is
+    the share of generated rows among the real ones, ``recall``, which sees lost variety, that of real rows among the
+    generated ones. Both depend on n and have no interval here.
+    """
+    from torch_fidelity.metric_prc import calculate_precision_recall_full
+
+    real, generated = _check_features(real, generated, neighbours + 2)
+    found = calculate_precision_recall_full(torch.from_numpy(generated), torch.from_numpy(real), neighbours)
+    facts = _facts(real, generated, seed, {**(protocol or {}), "neighbours": neighbours})
+    facts["protocol"].pop("groups")
+    names = ("precision", "recall")
+    return {n: Measurement(name=n, value=v, interval=None, **facts) for n, v in zip(names, found, strict=True)}
 
 
 def _facts(real: Array, generated: Array, seed: int, protocol: Facts) -> dict[str, Any]:

@@ -72,7 +72,8 @@ def path_lengths(
     """Measure the perceptual path length of a generator by several distances on the same images.
 
     Path i of the P ≥ 40 runs from latent 2i to latent 2i + 1 of the stream "pairs". Each value is a `percentile_mean`,
-    below E[d/ε²] of a skewed law. Bias of ε itself: O(ε²) in the mode "full", O(ε) in "end".
+    below E[d/ε²] of a skewed law. Bias of ε itself: O(ε²) in the mode "full", O(ε) in "end". Where all pairs differ,
+    ``log_<distance>`` is the mean of log d/ε²: of two models on the same pairs, its difference is that of log(d/d′).
     """
     if num_pairs < 2 * GROUPS:
         raise ValueError(f"num_pairs must be at least {2 * GROUPS}, two for each of {GROUPS} groups; got {num_pairs}")
@@ -88,6 +89,8 @@ def path_lengths(
         details = {"unfiltered": float(speed.mean()), "median": float(np.median(speed))}
         fields = {"unit": "pairs", "seed": seed, "protocol": {**described[name], **shared}, "details": details}
         measured[name] = Measurement.from_jackknife("ppl", value, replicates, n=num_pairs, **fields)
+        if (speed > 0).all():
+            measured[f"log_{name}"] = Measurement.from_units("log_ppl", np.log(speed), **{**fields, "details": {}})
     return measured
 
 

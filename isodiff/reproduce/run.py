@@ -20,7 +20,7 @@ from isodiff.reproduce.claims import Experiment, Program
 from isodiff.reproduce.endpoints import FORMAT, load_run, record
 from isodiff.reproduce.programs import PROGRAMS
 
-_DETAILS = ("steps", "value", "chance", "rank", "mean_trace", "mean_sigma", "by_factor", "control")
+_DETAILS = ("steps", "value", "chance", "rank", "mean_trace", "mean_sigma", "by_factor", "control", "attributes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,12 +133,14 @@ def _measure(run: Run, place: Place) -> dict[str, Any]:
     model, curves = _model(run, place)
     told = {"dataset": place.dataset(run), "sizes": run.settings["sizes"], "seed": run.seed, "device": place.device}
     told |= {"profile": "gpu" if place.profile == "gpu" else "cpu", "cache": place.work / "cache"}
+    began = time.perf_counter()
     found = metrics.evaluate(model, run.settings["families"], **told)
+    seconds = {**curves.pop("seconds", {}), "measuring": round(time.perf_counter() - began, 1)}
     measurements = {name: measured.to_json() for name, measured in found.measurements.items()}
     for name, facts in measurements.items():
         kept = {key: facts[key] for key in ("value", "interval", "n", "unit", "protocol", "replicates", "kind")}
         measurements[name] = kept | {"details": {k: v for k, v in facts["details"].items() if k in _DETAILS}}
-    return curves | {"measurements": measurements}
+    return curves | {"measurements": measurements, "seconds": seconds}  # beside whatever else ran
 
 
 def _model(run: Run, place: Place) -> tuple[Any, dict[str, Any]]:
@@ -156,7 +158,7 @@ def _model(run: Run, place: Place) -> tuple[Any, dict[str, Any]]:
         pipeline, origin = diffusion.load_pipeline(place.model(run, "base")), "base of the same seed"
     dataset, folder = place.dataset(run), place.model(run)
     images = datasets.open_dataset(dataset, diffusion.image_shape(pipeline), seed=run.seed)
-    config = diffusion.FinetuneConfig(**fields, seed=run.seed)
+    config = diffusion.FinetuneConfig(**{"seed": run.seed, **fields})
     told = {"provenance": {"dataset": dataset, "base": origin}, "progress": False}
     began, new = time.perf_counter(), not folder.exists()
     trained = diffusion.train(
@@ -164,7 +166,7 @@ def _model(run: Run, place: Place) -> tuple[Any, dict[str, Any]]:
     )
     curves = diffusion.read_record(folder / diffusion.RECORD)["curves"]
     facts = {"curves": {name: _thin(curves[name]) for name in ("dsm", "step", "anisotropy")}}
-    # of a whole training only, and beside whatever else ran
+    # of a whole training only
     return trained, facts | ({"seconds": {"training": round(time.perf_counter() - began, 1)}} if new else {})
 
 

@@ -23,7 +23,7 @@ from isodiff.geometry import sample_probes
 
 from .tiny import noise, tiny_ddpm
 
-TARGETS = ("encoder", "denoiser", "sampler", "smooth")
+TARGETS = ("encoder", "pooled", "denoiser", "sampler", "smooth")
 MAPS = ("denoiser", "sampler", "smooth")
 SCHEDULER = DDPMScheduler(timestep_spacing="trailing", clip_sample=False)
 
@@ -41,7 +41,7 @@ class Linear(torch.nn.Module):
 
 
 def _config(target: str, **options: object) -> FinetuneConfig:
-    at = {"p": 0.0} if target in ("encoder", "denoiser") else {}
+    at = {"p": 0.0} if target in ("encoder", "pooled", "denoiser") else {}
     return FinetuneConfig(**{"num_steps": 4, "batch_size": 4, "lambda_iso": 0.3, "target": target, **at, **options})
 
 
@@ -118,10 +118,10 @@ def test_each_target_reaches_all_parameters_of_its_map(target: str) -> None:
     missed = {name.split(".")[0] for name, _ in pipeline.unet.named_parameters() if name not in reached}
     decoder = {"up_blocks", "conv_norm_out", "conv_out"}
     # a bias added last, and the keys' in attention, change no Jacobian
-    assert missed <= {"encoder": decoder | {"mid_block"}, "sampler": {"mid_block"}}.get(
-        target, {"mid_block", "conv_out"}
-    )
-    assert any(name.startswith("up_blocks") for name in reached) == (target != "encoder")
+    of_encoder = target in ("encoder", "pooled")
+    allowed = {"sampler": {"mid_block"}}.get(target, {"mid_block", "conv_out"})
+    assert missed <= (decoder | {"mid_block"} if of_encoder else allowed)
+    assert any(name.startswith("up_blocks") for name in reached) != of_encoder
     assert any(name.startswith("conv_in") for name in reached)
 
 

@@ -25,7 +25,7 @@ from isodiff.geometry import (
 
 from .tensors import noise, refusals, times
 
-METRICS = ("stereographic", "chart_identity", "euclidean")
+METRICS = ("stereographic", "chart_identity", "as_printed", "euclidean")
 ESTIMATORS = ("ratio", "unbiased", "jackknife")
 ROUTES = ("double_backward", "differences")
 
@@ -46,17 +46,19 @@ def gradient(loss: Tensor, module: nn.Module) -> Tensor:
     return torch.cat([g.flatten() for g in found])
 
 
-@pytest.mark.parametrize("metric", ["stereographic", "chart_identity"])
+@pytest.mark.parametrize("metric", METRICS[:3])
 def test_tangent_projection_equals_the_chart(network: nn.Module, metric: str) -> None:
-    """The paper's definition: autograd through Π⁻¹, and the metric G by autograd too."""
+    """The paper's definition: autograd through Π⁻¹, and G by autograd too, but for the two that are wrong on purpose."""
     x, traces, jacobian = noise(5, 6), [], torch.autograd.functional.jacobian
     for row in x:
         radius = row.norm()
-        embed = lambda p, radius=radius: inverse_stereographic(p[None], radius)[0]  # noqa: E731
-        z = stereographic(row[None], radius)[0]
+        scale = radius if metric == "as_printed" else 1.0  # Eq. 2 has x'/(r − xₙ), without the factor r
+        embed = lambda p, r=radius, s=scale: inverse_stereographic(s * p[None], r)[0]  # noqa: E731
+        z = stereographic(row[None], radius)[0] / scale
         j = jacobian(lambda p, e=embed: network(e(p)[None])[0], z, create_graph=True)
-        d = jacobian(embed, z)
-        r = torch.linalg.solve(torch.eye(5, dtype=x.dtype) if metric == "chart_identity" else d.mT @ d, j.mT @ j)
+        d, eye = jacobian(embed, z), torch.eye(5, dtype=x.dtype)
+        eq_3 = 4 * radius**4 / (z.square().sum() + radius**2) ** 2 * eye
+        r = torch.linalg.solve({"chart_identity": eye, "as_printed": eq_3}.get(metric, d.mT @ d), j.mT @ j)
         traces.append(torch.stack([r.trace(), (r @ r).trace()]))
     first, second = torch.stack(traces, 1)
     chart, ours = second.mean() / first.mean().square(), exact_isometry_loss(network, x, metric=metric)
