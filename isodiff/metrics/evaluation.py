@@ -62,7 +62,7 @@ class Sizes:
     spectrum_times: Some[Count] = (200, 600, 800)  # for the encoder's Jacobian, t of T = 1000, else in proportion
     num_spectra: Count = 6  # images whose leading singular values are computed at each
     spectrum_k: Count = 50  # how many singular values
-    condition_ks: Some[Count] = (50,)  # k of the condition number σ₁/σ_k, one measurement each
+    condition_ks: tuple[Count, ...] = ()  # k of the condition number σ₁/σ_k, one measurement each; by default that
     num_anisotropy: Count = 40  # images on which anisotropy is estimated at each
     num_maps: Count = 3  # latents at which the Jacobian of the whole sampler is measured
     num_latents: Count = 8  # latents at which it is compared with an isometry of the rank that the data allow
@@ -243,7 +243,7 @@ def _spectra(run: Evaluation, name: str, measure: Callable, *, count: int, **opt
 
 def _mcn(run: Evaluation, generate: None) -> Measurements:
     """Measure the condition number σ₁/σ_k, at the first k as ``mcn_t…``, at others as ``mcn_k…_t…``."""
-    first, *others = run.sizes.condition_ks
+    first, *others = run.sizes.condition_ks or (run.sizes.spectrum_k,)
     measure, count = jacobians.mean_condition_number, run.sizes.num_spectra
     names = {"mcn": first} | {f"mcn_k{k}": k for k in others}
     return {n: m for name, k in names.items() for n, m in _spectra(run, name, measure, count=count, k=k).items()}

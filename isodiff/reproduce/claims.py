@@ -6,7 +6,7 @@ import dataclasses
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
@@ -17,18 +17,36 @@ from isodiff.reproduce.rules import Effect, Within, read_rule
 _strict = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 
 
+Read = Annotated[Endpoint, BeforeValidator(Endpoint.read)]
+
+
+@_strict
+class Instrument:
+    """What measures, and its controls; `claims.toml` explains the fields."""
+
+    what: str
+    seen: Read | None = None
+    built: Read | None = None
+    none: Read | None = None
+    reach: Read | None = None
+
+
 @_strict
 class Claim:
     """One claim; `claims.toml` explains the fields."""
 
     name: str
     group: str
+    family: Literal["primary", "secondary", "other"]
     statement: str
     source: str
     paper: str = "–"
-    endpoint: Annotated[Endpoint, BeforeValidator(Endpoint.read)] | None = None
+    instrument: str = ""
+    endpoint: Read | None = None
     rule: Annotated[Effect | Within, BeforeValidator(read_rule)] | None = None
     unit: str = "%"
+    drawn: str = "training"
+    against: bool = False
     reason: str = ""
     settled: str = ""
     protocol: str = ""
@@ -36,6 +54,14 @@ class Claim:
     def __post_init__(self) -> None:
         if (self.endpoint is None) != (self.rule is None) or (self.endpoint is None) != bool(self.reason):
             raise ValueError("a claim needs an endpoint with a rule, or a reason why there is none")
+        if (self.endpoint is None) != (not self.instrument):
+            raise ValueError("a claim with an endpoint, and no other, names its instrument")
+
+    @property
+    def experiments(self) -> tuple[str, ...]:
+        """Whose records decide it."""
+        ends = (self.endpoint, INSTRUMENTS[self.instrument].reach) if self.endpoint else ()
+        return tuple(dict.fromkeys(name for end in ends if end is not None for name in end.experiments))
 
 
 @_strict
@@ -92,7 +118,7 @@ def read_claims(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, Claim]:
 
 def read_experiment(name: str, table: Mapping[str, Any], profile: str) -> Experiment | Program:
     """Return one experiment at one profile."""
-    facts = {key: value for key, value in table.items() if key not in (*PROFILES, "question", "families", "table")}
+    facts = {key: value for key, value in table.items() if key not in (*PROFILES, "question", "families")}
     facts, kind = _merged(facts, table[profile]), Program if "function" in table else Experiment
     if kind is Experiment:
         sets, sizes = table["families"], _FILE["sizes"].get(profile, {})
@@ -118,8 +144,5 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
 _FOLDER = Path(__file__).parent
 _FILE, _CLAIMS = (tomllib.loads((_FOLDER / f"{n}.toml").read_text(encoding="utf-8")) for n in ("experiments", "claims"))
 PROFILES: dict[str, str] = _FILE["profiles"]
-_TABLES = {name: facts["table"] for name, facts in _FILE["experiments"].items() if "table" in facts}
-# tables of the report: heading → experiment, quantities by heading
-TABLES: dict[str, tuple[str, Mapping[str, str]]] = {t["title"]: (name, t["columns"]) for name, t in _TABLES.items()}
-HEADLINES: tuple[str, ...] = tuple(_CLAIMS.pop("headlines"))
+INSTRUMENTS = TypeAdapter(dict[str, Instrument]).validate_python(_CLAIMS.pop("instruments"))
 CLAIMS = read_claims(_CLAIMS)  # by name, in the order of the verdict table

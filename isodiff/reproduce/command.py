@@ -45,7 +45,7 @@ def reproduce_claims(
     if not report:
         from isodiff.reproduce.run import Place, reproduce
 
-        needed = {name for claim in names if (endpoint := CLAIMS[claim].endpoint) for name in endpoint.experiments}
+        needed = {name for claim in names for name in CLAIMS[claim].experiments}
         needed |= set() if claims else known.keys() - {"photos64"}  # what notebooks ask beside the claims
         chosen = {name: e for name, e in known.items() if name in needed or (photographs and name == "photos64")}
         place = Place(profile, output, work, str(resolve_device(device)), photographs)
@@ -57,10 +57,10 @@ def reproduce_claims(
         claim = decision.claim
         print(f"{decision.verdict:18} {claim.name:24} {claim.statement}\n{'':43} {decision.ours}")
     print(f"\n{len(decisions)} claims: {tally(decisions)}")
-    written = [] if claims else write_report(output)
+    written = [] if claims else [write_report(output)]
     if readme:
         page, notebooks = repository_root() / "README.md", repository_root() / "notebooks"
-        text = fill_readme(page.read_text(encoding="utf-8"), readme_blocks(output, notebooks))
+        text = fill_readme(page.read_text(encoding="utf-8"), readme_blocks(output))
         written += [*write_figures(output, notebooks, data_directory() / "figures"), page]
         write_whole(page, text)
     print(*(f"written: {path}\n" for path in written), sep="", end="")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from isodiff import datasets, diffusion, geometry, metrics, toy
+from isodiff.reproduce.instruments import controls, image_controls
 
 Values = dict[str, float]
 
@@ -67,7 +68,9 @@ def shell(seed: int, *, num_images: int, resolution: int) -> Values:
 def cost(seed: int, *, resolution: int, batch_size: int, repeats: int) -> Values:
     """Time the losses of a training step, forward and backward: medians of processor time over interleaved repeats.
 
-    ``step_ratio`` is of a step at p = 1/2 over a plain one, ``row_ratio`` the same on a quarter of the rows.
+    Each ``…_ratio`` is of a step with the term at p = 1/2 over a plain one: ``step``; ``row``, the term on a quarter of
+    the rows; ``released``, by the route of the authors' code, products with J twice and with Jᵀ once, each on a fresh
+    pass of the whole U-Net.
     """
     pipeline = diffusion.build_pipeline("faces32", resolution=resolution, seed=seed)
     unet, scheduler = pipeline.unet.requires_grad_(True), pipeline.scheduler
@@ -78,10 +81,24 @@ def cost(seed: int, *, resolution: int, batch_size: int, repeats: int) -> Values
     def term(rows: int) -> torch.Tensor:
         return geometry.isometry_loss(lambda x: diffusion.encode(unet, x, t[:rows]), x_t[:rows], generator=generator)
 
+    def released() -> torch.Tensor:
+        def bottleneck(x: torch.Tensor) -> torch.Tensor:
+            kept: list[torch.Tensor] = []
+            with diffusion.bottleneck_hook(unet, kept.append):
+                unet(x, t)
+            return kept[0]
+
+        v = geometry.project_to_tangent(torch.randn(x_t.shape, generator=generator), x_t)
+        (_, one), (_, other) = (geometry.jvp(bottleneck, x_t, v) for _ in range(2))
+        pulled = geometry.project_to_tangent(geometry.vjp(bottleneck, x_t, other)[1], x_t)
+        squares = [part.flatten(1).square().sum(1).mean() for part in (one, pulled)]
+        return squares[1] / squares[0].square()
+
     ways: dict[str, Callable[[], torch.Tensor]] = {
         "dsm": lambda: diffusion.dsm_loss(unet, scheduler, x_t, t, torch.randn(x_t.shape, generator=generator)),
-        "term": lambda: term(batch_size),
-        "quarter": lambda: term(max(1, batch_size // 4)),
+        "step": lambda: term(batch_size),
+        "row": lambda: term(max(1, batch_size // 4)),
+        "released": released,
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(repeats + 1):  # the first is for warm-up
@@ -91,9 +108,16 @@ def cost(seed: int, *, resolution: int, batch_size: int, repeats: int) -> Values
             loss().backward()
             if repeat:
                 seconds[name].append(time.process_time() - started)
-    dsm, whole, part = (statistics.median(seconds[name]) for name in ways)
-    ratios = {"step_ratio": 1 + whole / dsm / 2, "row_ratio": 1 + part / dsm / 2}
-    return {"dsm_seconds": dsm, "term_seconds": whole, **ratios}
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    plain = medians.pop("dsm")
+    return {"dsm_seconds": plain} | {f"{name}_ratio": 1 + value / plain / 2 for name, value in medians.items()}
 
 
-PROGRAMS: dict[str, Callable[..., Values]] = {"sphere": sphere, "trace": trace, "shell": shell, "cost": cost}
+PROGRAMS: dict[str, Callable[..., Values]] = {
+    "sphere": sphere,
+    "trace": trace,
+    "shell": shell,
+    "cost": cost,
+    "controls": controls,
+    "image_controls": image_controls,
+}

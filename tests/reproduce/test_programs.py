@@ -60,11 +60,16 @@ def test_costs_are_medians_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> N
         now[0] += seconds + {1: 100.0, 3: 50.0}.get(calls.count(name), 0.0)
         return torch.ones((), requires_grad=True)
 
+    def product(f: object, x: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return v, v * takes("product", 4.0)
+
     term = SimpleNamespace(isometry_loss=lambda f, x, **_: takes(f"term on {len(x)} rows", float(len(x))))
+    term.jvp = term.vjp = product
+    term.project_to_tangent = lambda v, x: v
     monkeypatch.setattr(programs.time, "process_time", lambda: now[0])
     monkeypatch.setattr(programs, "geometry", term)
     monkeypatch.setattr(programs.diffusion, "dsm_loss", lambda *_: takes("dsm", 2.0))
     values = cost(0, resolution=16, batch_size=8, repeats=5)
-    assert calls == 6 * ["dsm", "term on 8 rows", "term on 2 rows"], "interleaved"
-    assert values == {"dsm_seconds": 2.0, "term_seconds": 8.0, "step_ratio": 3.0, "row_ratio": 1.5}
+    assert calls == 6 * ["dsm", "term on 8 rows", "term on 2 rows", *3 * ["product"]], "interleaved"
+    assert values == {"dsm_seconds": 2.0, "step_ratio": 3.0, "row_ratio": 1.5, "released_ratio": 4.0}
     assert values.keys() == load_run(SHIPPED / "cost" / "run-seed0.json")["values"].keys()
