@@ -15,8 +15,9 @@ VERDICTS_MIME = "application/vnd.isodiff.verdicts+json"
 # verdict → (sign, colour): the sign carries the meaning where colour does not
 VERDICT_KINDS = {
     "reproduced": ("✓", "#1a7f5a"),
+    "smaller": ("✓⁻", "#4f7d12"),  # of the claimed sign, short of what would count
     "not reproduced": ("✗", "#b5451b"),
-    "underpowered": ("~", "#8a6d1a"),
+    "undecided": ("~", "#8a6d1a"),
     "not testable here": ("–", "#6e6e6e"),
 }
 _HEADINGS = ("Claim", "Source", "Paper", "Ours", "Verdict")

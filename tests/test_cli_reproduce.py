@@ -58,7 +58,7 @@ def test_a_report_is_made_from_records_alone(
     assert "\n2 claims: " in capsys.readouterr().out
     assert not (records / "verdicts.md").exists(), "a part is no report"
     assert reproduce_claims(report=True) == 0
-    assert [row["claim"] for row in json.loads((records / "verdicts.json").read_text())] == list(CLAIMS)
+    assert [row["name"] for row in json.loads((records / "verdicts.json").read_text())] == list(CLAIMS)
     assert page.read_text() == before
     monkeypatch.setattr(command, "readme_blocks", lambda records, notebooks: {"tally": "new"})
     monkeypatch.setattr(command, "write_figures", lambda records, notebooks, output: [output / "verdicts.png"])
@@ -77,4 +77,4 @@ def test_only_what_decides_a_claim_is_run(course: Path) -> None:
 def test_every_claim_is_decided_from_scratch_at_profile_smoke(tmp_path: Path) -> None:
     folders = {"output": tmp_path / "records", "work": tmp_path / "work"}
     assert reproduce_claims(profile="smoke", jobs=1, progress=False, **folders) == 0
-    assert [row["claim"] for row in json.loads((tmp_path / "records" / "verdicts.json").read_text())] == list(CLAIMS)
+    assert [row["name"] for row in json.loads((tmp_path / "records" / "verdicts.json").read_text())] == list(CLAIMS)

@@ -59,7 +59,8 @@ class FinetuneConfig(Settings):
     normalize: bool = False  # multiply lambda_iso by the rank: it then weighs the anisotropy, comparable across sizes
     p: Share = 0.5  # share of the T diffusion steps that is not regularised
     regularize_times: Times = "late"  # t + 1 > pT (Eq. 7); early: T - t > pT; variance: late, weighted by 1 - alpha_bar
-    metric: Metric = "stereographic"  # of the noise: the sphere's; its chart as flat (G = I), or with Eq. 2 and 3 as printed; the space's
+    # of the noise: the sphere's; its chart taken as flat (G = I), or with Eq. 2 and 3 as printed; or the space's
+    metric: Metric = "stereographic"
     num_probes: Count = 1  # random directions a row
     estimator: Estimator = "ratio"  # of Eq. 6; the others need the batch in one pass of one process
     regularize_every: Count = 1  # k: take the isometry term at every k-th step only, k times as strong

@@ -1,8 +1,8 @@
 r"""The two terms of Eq. 7, L_dsm and what regularises a map of the model, with gradients over passes and processes.
 
-The map is the `target`: the encoder X_t → H of the paper, its mean over positions (`pooled`), x_t → x̂₀ in one pass (`denoiser`), the whole map from noise
-to image in a few steps of DDIM (`sampler`), each with Eq. 6; or ε → x̂₀ with the penalty of Smooth Diffusion (`smooth`),
-as published: at a t of every row's own, with δ = σ_t N(0, I)/√n.
+The map is the `target`: the encoder X_t → H of the paper, its mean over positions (`pooled`), x_t → x̂₀ in one pass
+(`denoiser`), the whole map from noise to image in a few steps of DDIM (`sampler`), each with Eq. 6; or ε → x̂₀ with the
+penalty of Smooth Diffusion (`smooth`), as published: at a t of every row's own, with δ = σ_t N(0, I)/√n.
 """
 
 from __future__ import annotations

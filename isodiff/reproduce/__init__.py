@@ -8,11 +8,11 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "claims": ["CLAIMS"],
+        "claims": ["CLAIMS", "INSTRUMENTS"],
         "command": ["reproduce_claims"],
         "endpoints": ["contrast", "load_run", "observe", "record", "seeds_of"],
-        "readme": ["verdict_overview"],
-        "report": ["arm_estimates", "arms_of", "decide", "tally"],
-        "rules": ["Effect", "Estimate", "Within"],
+        "readme": ["primary_forest"],
+        "report": ["arm_estimates", "arms_of", "decide", "effect", "tally"],
+        "rules": ["Effect", "Estimate", "Within", "holm"],
     },
 )

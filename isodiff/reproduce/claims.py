@@ -6,7 +6,7 @@ import dataclasses
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
@@ -17,18 +17,37 @@ from isodiff.reproduce.rules import Effect, Within, read_rule
 _strict = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 
 
+Read = Annotated[Endpoint, BeforeValidator(Endpoint.read)]
+FAMILIES = ("primary", "secondary", "other")
+
+
+@_strict
+class Instrument:
+    """What measures, and its controls; `claims.toml` explains the fields."""
+
+    what: str
+    seen: Read | None = None
+    built: Read | None = None
+    none: Read | None = None
+    reach: Read | None = None
+
+
 @_strict
 class Claim:
     """One claim; `claims.toml` explains the fields."""
 
     name: str
     group: str
+    family: Literal[FAMILIES]
     statement: str
     source: str
     paper: str = "–"
-    endpoint: Annotated[Endpoint, BeforeValidator(Endpoint.read)] | None = None
+    instrument: str = ""
+    endpoint: Read | None = None
     rule: Annotated[Effect | Within, BeforeValidator(read_rule)] | None = None
     unit: str = "%"
+    drawn: str = "training"
+    against: bool = False
     reason: str = ""
     settled: str = ""
     protocol: str = ""
@@ -36,6 +55,14 @@ class Claim:
     def __post_init__(self) -> None:
         if (self.endpoint is None) != (self.rule is None) or (self.endpoint is None) != bool(self.reason):
             raise ValueError("a claim needs an endpoint with a rule, or a reason why there is none")
+        if (self.endpoint is None) != (not self.instrument):
+            raise ValueError("a claim with an endpoint, and no other, names its instrument")
+
+    @property
+    def experiments(self) -> tuple[str, ...]:
+        """Whose records decide it."""
+        ends = (self.endpoint, INSTRUMENTS[self.instrument].reach) if self.endpoint else ()
+        return tuple(dict.fromkeys(name for end in ends if end is not None for name in end.experiments))
 
 
 @_strict
@@ -121,5 +148,5 @@ PROFILES: dict[str, str] = _FILE["profiles"]
 _TABLES = {name: facts["table"] for name, facts in _FILE["experiments"].items() if "table" in facts}
 # tables of the report: heading → experiment, quantities by heading
 TABLES: dict[str, tuple[str, Mapping[str, str]]] = {t["title"]: (name, t["columns"]) for name, t in _TABLES.items()}
-HEADLINES: tuple[str, ...] = tuple(_CLAIMS.pop("headlines"))
+INSTRUMENTS = TypeAdapter(dict[str, Instrument]).validate_python(_CLAIMS.pop("instruments"))
 CLAIMS = read_claims(_CLAIMS)  # by name, in the order of the verdict table

@@ -45,7 +45,7 @@ def reproduce_claims(
     if not report:
         from isodiff.reproduce.run import Place, reproduce
 
-        needed = {name for claim in names if (endpoint := CLAIMS[claim].endpoint) for name in endpoint.experiments}
+        needed = {name for claim in names for name in CLAIMS[claim].experiments}
         needed |= set() if claims else known.keys() - {"photos64"}  # what notebooks ask beside the claims
         chosen = {name: e for name, e in known.items() if name in needed or (photographs and name == "photos64")}
         place = Place(profile, output, work, str(resolve_device(device)), photographs)

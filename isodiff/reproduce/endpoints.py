@@ -1,4 +1,4 @@
-"""From the records of one seed to one number, and from a folder to an estimate over seeds."""
+"""From the records of one seed to one number, and from a folder to an estimate over units."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from isodiff.reproduce.rules import Estimate
 
@@ -72,9 +71,9 @@ def _rtl(late: bool, body: Body) -> float:
     return float(np.mean([v for t, v in zip(details["steps"], details["value"], strict=True) if (t >= 500) == late]))
 
 
-def _told(kernel: str, body: Body) -> float:
-    """How much the hyperplanes tell: log of the score of shuffled labels over the score, in nats."""
-    return math.log(observe(body, f"ls_{kernel}_shuffled") / observe(body, f"ls_{kernel}_cross-validated"))
+def _excess(name: str, body: Body) -> float:
+    """How much longer than its chord a path is: RTL − 1."""
+    return observe(body, name) - 1
 
 
 def _dsm(body: Body) -> float:
@@ -84,20 +83,26 @@ def _dsm(body: Body) -> float:
 
 # quantities made of several measurements of one run, each with one of these
 DERIVED: dict[str, tuple[Callable[[Body], float], str]] = {
-    **{name: (partial(_over_t, name), f"{name}_t600") for name in ("anisotropy", "mcn", "vor")},
+    **{
+        n: (partial(_over_t, n), f"{n}_t600")
+        for n in ("anisotropy", "mcn", "mcn_k100", "mcn_k400", "vor", "vor_affine")
+    },
     "rtl_late": (partial(_rtl, True), "mrtl"),
     "rtl_early": (partial(_rtl, False), "mrtl"),
-    **{f"told_{k}": (partial(_told, k), f"ls_{k}_cross-validated") for k in ("linear", "rbf")},
+    "rtl_excess": (partial(_excess, "mrtl"), "mrtl"),
+    "rtl_late_excess": (partial(_excess, "rtl_late"), "mrtl"),
+    "rtl_early_excess": (partial(_excess, "rtl_early"), "mrtl"),
     "dsm": (_dsm, ""),
 }
 
 
 def sample_of(body: Body, quantity: str) -> str:
-    """Return how much one seed's number rests on, such as ``"100 pairs"``; empty for a program."""
+    """Return how much one unit's number rests on, such as ``"100 pairs"``; empty for a program."""
     if quantity == "dsm":
-        return f"{body['run']['settings']['config']['num_steps'] // 2} steps"
+        return f"{body['run']['settings']['config']['num_steps'] // 2:,} steps"
     _, measured = DERIVED.get(quantity, (None, quantity))
-    found = body.get("measurements", {}).get(measured)
+    there = body.get("measurements", {})
+    found = there.get(measured) or there.get(f"{measured}_cross-validated")
     return f"{found['n']:,} {found['unit']}" if found else ""
 
 
@@ -107,14 +112,33 @@ def _log_ratio(first: float, second: float) -> float:
     return math.log(first / second)
 
 
-# what makes the number of a seed; a correlation is of two halves, each a quantity over arms
+def _slope(*values: float) -> float:
+    """Slope of the logs of the second half over the logs of the first."""
+    return float(np.polyfit(*np.log(np.split(np.array(values), 2)), 1)[0])
+
+
+def _told_more(*observed: tuple[Body, str]) -> float:
+    """How much more SVMs tell beyond shuffled labels, in nats, over the attributes that both models have."""
+    scored = [
+        [body["measurements"][f"{name}_{way}"]["details"]["attributes"] for way in ("shuffled", "cross-validated")]
+        for body, name in observed
+    ]
+    common = set.intersection(*(set(attributes) for pair in scored for attributes in pair))
+    first, second = (
+        sum(by_lot[a]["conditional_entropy"] - held_out[a]["conditional_entropy"] for a in common)
+        for by_lot, held_out in scored
+    )
+    return first - second
+
+
+# what makes the number of a seed; a slope is over two halves, each a quantity over arms
 FUNCTIONS: dict[str, Callable[..., float]] = {
     "level": lambda value: value,
     "log_ratio": _log_ratio,
     "difference": lambda first, second: first - second,
     "log_ratio_of_ratios": lambda a, b, c, d: _log_ratio(a, b) - _log_ratio(c, d),
-    "log_spread": lambda *values: _log_ratio(max(values), min(values)),
-    "rank_correlation": lambda *values: spearmanr(*np.split(np.array(values), 2)).statistic,
+    "slope": _slope,
+    "told_more": _told_more,
 }
 
 
@@ -141,7 +165,9 @@ class Endpoint:
     def __call__(self, folder: Path) -> Estimate:
         """Return the estimate over the seeds of which a folder has every record."""
         seeds = set.intersection(*(set(seeds_of(folder, experiment, arm)) for experiment, arm, _ in self.sources))
-        rows = ([observe(load_run(record(folder, e, arm, s)), q) for e, arm, q in self.sources] for s in sorted(seeds))
+        rows = ([(load_run(record(folder, e, arm, s)), q) for e, arm, q in self.sources] for s in sorted(seeds))
+        if self.function != "told_more":
+            rows = ([observe(*observed) for observed in row] for row in rows)
         return Estimate.of([FUNCTIONS[self.function](*row) for row in rows])
 
     @property

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from isodiff import datasets, diffusion, geometry, metrics, toy
+from isodiff.reproduce.instruments import controls, image_controls
 
 Values = dict[str, float]
 
@@ -96,4 +97,11 @@ def cost(seed: int, *, resolution: int, batch_size: int, repeats: int) -> Values
     return {"dsm_seconds": dsm, "term_seconds": whole, **ratios}
 
 
-PROGRAMS: dict[str, Callable[..., Values]] = {"sphere": sphere, "trace": trace, "shell": shell, "cost": cost}
+PROGRAMS: dict[str, Callable[..., Values]] = {
+    "sphere": sphere,
+    "trace": trace,
+    "shell": shell,
+    "cost": cost,
+    "controls": controls,
+    "image_controls": image_controls,
+}

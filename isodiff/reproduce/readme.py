@@ -6,18 +6,16 @@ import base64
 import io
 import json
 import re
-from collections import Counter
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from isodiff import diffusion, geometry, metrics
 from isodiff.files import data_directory, write_whole
-from isodiff.reproduce.claims import HEADLINES
 from isodiff.reproduce.endpoints import load_run, record, seeds_of
-from isodiff.reproduce.report import decide, tally, verdicts_markdown
+from isodiff.reproduce.report import Decision, decide, effect, plural, tally
+from isodiff.reproduce.rules import Within
 from isodiff.verdict import VERDICT_KINDS
 
 if TYPE_CHECKING:
@@ -34,24 +32,32 @@ def readme_blocks(folder: Path, notebooks: Path) -> dict[str, str]:
     return {
         "tally": f"Of {len(decisions)} claims: {tally(decisions.values())}.",
         "sizes": _sizes(folder),
-        "verdicts": verdicts_markdown(decisions[name] for name in HEADLINES),
+        "verdicts": _primary(decisions.values()),
         "undecided": "\n".join(f"- {d.claim.statement} ({d.claim.source}): {d.claim.reason}." for d in undecided),
         "bill": _bill(notebooks),
     }
 
 
+def _primary(decisions: Iterable[Decision]) -> str:
+    """Return the primary claims in five plain columns."""
+    lines = ["| claim | paper | here | n | verdict |", "|---|---|---|---|---|"]
+    for d in (d for d in decisions if d.claim.family == "primary"):
+        n = f"{len(d.estimate.values)} {plural(d.claim.drawn)} of {d.sample}"
+        sign = f"{VERDICT_KINDS[d.verdict][0]} {d.verdict}"
+        lines.append(f"| {d.claim.statement} | {d.claim.paper} | {effect(d.estimate, d.claim.unit)} | {n} | {sign} |")
+    return "\n".join(lines)
+
+
 def _sizes(folder: Path) -> str:
     """Say how long models were trained, from what their records tell."""
     told = []
-    for experiment, images in {"faces16": "16²", "faces32": "32²", "latent64": "latents of 64²"}.items():
+    for experiment, images in {"doses": "16²", "faces32": "32²", "latent64": "latents of 64²"}.items():
         seeds = seeds_of(folder, experiment, "isometric")
         settings = load_run(record(folder, experiment, "isometric", seeds[0]))["run"]["settings"]
-        config, start = settings["config"], f"the shipped {settings['base']}"
-        if isinstance(settings["base"], dict):
-            own = settings["base"]["config"]
-            start = f"{len(seeds)} bases of {own['num_steps']:,} steps of {own['batch_size']}"
-        told.append(f"{images}: {start}, fine-tuned {config['num_steps']} steps of {config['batch_size']}")
-    return f"Faces of {'; '.join(told)}; weight {config['lambda_iso']:g} on anisotropy; {len(seeds)} seeds."
+        config, bases = settings["config"], len(seeds) if "{seed}" in settings["base"] else 1
+        start = f"{bases} base{'s' * (bases > 1)}, {len(seeds)} trainings of {config['num_steps']:,} steps"
+        told.append(f"{images}: {start} of {config['batch_size']}")
+    return f"Faces of {'; '.join(told)}; weight {config['lambda_iso']:g} on anisotropy."
 
 
 def _outputs(notebooks: Path, number: str) -> list[dict[str, Any]]:
@@ -84,7 +90,7 @@ def write_figures(records: Path, notebooks: Path, output: Path) -> list[Path]:
     from isodiff.plots import palette_png, use_style
 
     use_style()
-    pictures = {"headline": palette_png(headline()), "verdicts": palette_png(verdict_overview(records))}
+    pictures = {"headline": palette_png(headline()), "verdicts": palette_png(primary_forest(records))}
     pictures |= {f"notebook-{number}": _thumbnail(notebooks, number, index) for number, index in GALLERY.items()}
     for name, png in pictures.items():
         write_whole(output / f"{name}.png", png)
@@ -128,27 +134,33 @@ def headline() -> Figure:
     return fig
 
 
-def verdict_overview(records: Path) -> Figure:
-    """Draw how many claims of each group had which verdict, as stacked bars with their numbers."""
+def primary_forest(records: Path) -> Figure:
+    """Draw the primary claims: effect over what would count, with intervals, coloured by verdict."""
     import matplotlib.pyplot as plt
 
-    from isodiff.plots import caption
+    from isodiff.plots import THEORY, caption
 
-    groups: dict[str, Counter[str]] = {}
-    for decision in decide(records):
-        groups.setdefault(decision.claim.group, Counter())[decision.verdict] += 1
-    fig, ax = plt.subplots(figsize=(9, 3.9))
-    left = np.zeros(len(groups))
-    for kind, (sign, colour) in VERDICT_KINDS.items():
-        counts = [group[kind] for group in groups.values()]
-        bars = ax.barh(range(len(groups)), counts, left=left, color=colour, height=0.7, label=f"{sign} {kind}")
-        ax.bar_label(bars, [count or "" for count in counts], label_type="center", color="white", fontsize=9)
-        left += counts
-    ax.set_yticks(range(len(groups)), list(groups))
-    ax.set(ylim=(len(groups) - 0.5, -0.5), xlabel="claims", ylabel="source")
+    found = [d for d in decide(records) if d.claim.family == "primary"]
+    fig, ax = plt.subplots(figsize=(9, 0.42 * len(found) + 1))
+    for row, d in enumerate(found):
+        sign, colour = VERDICT_KINDS[d.verdict]
+        mean, *ends = (x / d.claim.rule.theta for x in (d.estimate.mean, *d.estimate.interval))
+        ax.plot(ends, [row, row], color=colour, lw=2)
+        ax.plot(mean, row, "s" if isinstance(d.claim.rule, Within) else "o", color=colour, ms=7)
+        ax.annotate(f" {sign} {d.verdict}", (1.01, row), xycoords=("axes fraction", "data"), color=colour, va="center")
+    for at in (0, 1):
+        ax.axvline(at, **THEORY)
+    statements = [textwrap.shorten(d.claim.statement, 74, placeholder=" …") for d in found]
+    ax.set_yticks(range(len(found)), statements)
+    ax.set_xscale("symlog", linthresh=2)
+    ax.set(ylim=(len(found) - 0.5, -0.5), xlabel="effect over the smallest that counts: 0 is none, 1 counts")
     ax.grid(axis="y", visible=False)
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, columnspacing=1, handlelength=1)
-    caption(fig, f"{sum(c.total() for c in groups.values())} claims, by where they are made; from records.")
+    units = {len(d.estimate.values) for d in found}
+    caption(
+        fig,
+        f"The primary claims, {min(units)} independent units each, 95 % intervals, in units of what would count in the "
+        "claimed direction (symmetric log scale beyond ±2). A square is a bound: the claim is that it stays below 1.",
+    )
     return fig
 
 

@@ -10,10 +10,12 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from scipy import stats
+
 from isodiff.files import write_whole
-from isodiff.reproduce.claims import CLAIMS, TABLES, Claim, experiments
+from isodiff.reproduce.claims import CLAIMS, FAMILIES, INSTRUMENTS, TABLES, Claim, experiments
 from isodiff.reproduce.endpoints import load_run, observe, record, sample_of, seeds_of
-from isodiff.reproduce.rules import Estimate, survivors
+from isodiff.reproduce.rules import RATE, Estimate, holm
 from isodiff.verdict import VERDICT_KINDS, Verdict
 
 
@@ -22,30 +24,72 @@ class Decision:
     """What became of a claim."""
 
     claim: Claim
-    estimate: Estimate | None  # None where it cannot be decided here
     verdict: str
-    p: float = 1.0  # of the test that the verdict rests on
-    corrected: bool = False  # whether the correction for many claims made it underpowered
-    sample: str = ""  # what a seed's number rests on
+    estimate: Estimate | None = None  # None where there is nothing to decide by
+    alone: str = ""  # the verdict without correction for many claims
+    p: float = 1.0  # of the claim's own test
+    adjusted: float = 1.0  # by Holm over the primary, by Benjamini and Hochberg over the secondary claims
+    sample: str = ""  # what a unit's number rests on
 
     @property
     def ours(self) -> str:
-        """Our value with its interval and the number of seeds, or why there is none."""
+        """Our value with its interval and the number of units, or why there is none."""
         if self.estimate is None:
             return self.claim.reason
-        of = f" of {self.sample}" if self.sample else ""
-        return f"{effect(self.estimate, self.claim.unit)}, {len(self.estimate.values)} seeds{of}"
+        n, of = len(self.estimate.values), f" of {self.sample}" if self.sample else ""
+        return f"{effect(self.estimate, self.claim.unit)}, {n} {plural(self.claim.drawn)}{of}"
 
     @property
     def ours_in_full(self) -> str:
-        """Our value, how it was measured and what counts."""
-        how = f"; {self.claim.protocol}; {self.claim.rule.text(self.claim.unit)}" if self.estimate else ""
-        return self.ours + how
+        """Our value, how it was measured, what counts, and which effect would have been seen with 80 % power."""
+        if self.estimate is None:
+            return self.claim.reason
+        claim, parts = self.claim, [self.ours, f"{self.claim.instrument}: {self.claim.protocol}"]
+        parts += [claim.rule.text(claim.unit), f"seen with 80 % power: {self._detectable()}"]
+        if claim.family != "other":
+            parts.append(f"{'Holm' if claim.family == 'primary' else 'BH'} p = {self.adjusted:.2g}")
+        if self.alone == "smaller":
+            parts.append("what counts is " + ("" if claim.rule.leaves_out(self.estimate) else "not ") + "left out")
+        if self.alone != self.verdict:
+            parts.append(f"alone: {self.alone}")
+        if claim.against:
+            parts.append("speaks against the paper where it holds")
+        return "; ".join(parts)
+
+    def _detectable(self) -> str:
+        numbers = [self.estimate.detectable()]
+        numbers += [self.estimate.detectable(RATE / 10)] if self.claim.family == "primary" else []
+        relative = self.claim.unit in ("%", "log")
+        text = [f"{100 * math.expm1(n):.2g} %" if relative else f"{n:.2g} {self.claim.unit}".strip() for n in numbers]
+        return text[0] + (f" (one of ten: {text[1]})" if text[1:] else "")
 
     def as_verdict(self) -> Verdict:
         """Return the row of a verdict table."""
-        claim, alone = self.claim, "; decided alone, but not among all claims at once" if self.corrected else ""
-        return Verdict(claim.statement, claim.source, claim.paper, self.ours_in_full + alone, self.verdict)
+        return Verdict(self.claim.statement, self.claim.source, self.claim.paper, self.ours_in_full, self.verdict)
+
+    def to_json(self) -> dict[str, object]:
+        """Return the row for machines: numbers in the endpoint's own unit, a log ratio where that is one."""
+        claim, found = self.claim, self.estimate
+        numbers = dict.fromkeys(("value", "low", "high", "theta", "detectable"))
+        if found:
+            low, high = found.interval
+            given = (found.mean, low, high, claim.rule.theta, found.detectable())
+            numbers = {name: float(f"{x:.6g}") for name, x in zip(numbers, given, strict=True)}
+        per_unit = self.sample.split(" ")[0].replace(",", "")
+        return {
+            "name": claim.name, "family": claim.family, "verdict": self.verdict, **numbers, "unit": claim.drawn,
+            "n_units": len(found.values) if found else 0, "n_per_unit": int(per_unit) if per_unit else None,
+            "instrument": claim.instrument, "paper": claim.paper, "p": float(f"{self.p:.4g}"),
+            "adjusted_p": float(f"{self.adjusted:.4g}"), "alone": self.alone or self.verdict,
+            "values": [float(f"{value:.6g}") for value in found.values] if found else [],
+            "statement": claim.statement, "ours": self.ours,
+        }  # fmt: skip
+
+
+def plural(noun: str) -> str:
+    """Return the plural of what a unit is called."""
+    first, *rest = noun.split(" ", 1)
+    return " ".join(["matrices" if first == "matrix" else f"{first}s", *rest])
 
 
 def effect(estimate: Estimate, unit: str) -> str:
@@ -68,28 +112,38 @@ def _signed(number: float) -> str:
 
 
 def decide(folder: Path, names: Iterable[str] | None = None) -> list[Decision]:
-    """Decide claims, by default all, in the order of `CLAIMS`; the correction always runs over all with an endpoint."""
+    """Decide claims, by default all, in the order of `CLAIMS`; corrections always run over whole families."""
     wanted = list(CLAIMS) if names is None else check_names(names)
-    found = {name: Decision(claim, None, claim.settled or "not testable here") for name, claim in CLAIMS.items()}
-    p_values = {name: 1.0 for name, claim in CLAIMS.items() if claim.endpoint is not None}
-    for name in p_values:
-        claim = CLAIMS[name]
-        experiment, arm, quantity = claim.endpoint.sources[0]
+    found = {name: Decision(claim, claim.settled or "not testable here") for name, claim in CLAIMS.items()}
+    for name, claim in CLAIMS.items():
+        if claim.endpoint is None:
+            continue
         try:
-            estimate = claim.endpoint(folder)
-            body = load_run(record(folder, experiment, arm, seeds_of(folder, experiment, arm)[0]))
+            found[name] = _decide(claim, folder)
         except (FileNotFoundError, KeyError, ValueError) as error:
             if name in wanted:
-                needed = f"records of {', '.join(claim.endpoint.experiments)}, is made by: isodiff reproduce {name}"
+                needed = f"records of {', '.join(claim.experiments)}, is made by: isodiff reproduce {name}"
                 what = f"{name} cannot be decided from {folder} ({error.args[0]})"
                 raise FileNotFoundError(f"{what}; what it needs, {needed}") from error
-            continue
-        verdict, p_values[name] = claim.rule.decide(estimate)
-        found[name] = Decision(claim, estimate, verdict, p_values[name], sample=sample_of(body, quantity))
-    for name in p_values.keys() - survivors(p_values):
-        if found[name].verdict in ("reproduced", "not reproduced"):
-            found[name] = dataclasses.replace(found[name], verdict="underpowered", corrected=True)
+    for family, adjust in (("primary", holm), ("secondary", stats.false_discovery_control)):
+        of = [name for name, d in found.items() if d.claim.family == family and d.claim.endpoint is not None]
+        for name, p in zip(of, adjust([found[name].p for name in of]), strict=True):
+            lost = family == "primary" and p > RATE and found[name].verdict in ("reproduced", "smaller")
+            verdict = "undecided" if lost else found[name].verdict
+            found[name] = dataclasses.replace(found[name], adjusted=float(p), verdict=verdict)
     return [found[name] for name in CLAIMS if name in wanted]
+
+
+def _decide(claim: Claim, folder: Path) -> Decision:
+    """Decide one claim by itself."""
+    experiment, arm, quantity = claim.endpoint.sources[0]
+    estimate = claim.endpoint(folder)
+    body = load_run(record(folder, experiment, arm, seeds_of(folder, experiment, arm)[0]))
+    verdict, p = claim.rule.decide(estimate)
+    reach = INSTRUMENTS[claim.instrument].reach
+    if reach is not None and abs(claim.rule.theta) > abs(reach(folder).mean):
+        verdict = "not testable here"
+    return Decision(claim, verdict, estimate, alone=verdict, p=p, sample=sample_of(body, quantity))
 
 
 def check_names(names: Iterable[str]) -> list[str]:
@@ -139,9 +193,18 @@ def verdicts_markdown(decisions: Iterable[Decision]) -> str:
     for decision in decisions:
         claim, sign = decision.claim, VERDICT_KINDS[decision.verdict][0]
         paper = claim.source + ("" if claim.paper == "–" else f": {claim.paper}")
-        verdict = f"{sign} {decision.verdict}" + (" ᶜ" if decision.corrected else "")
-        row = (f"{claim.statement}<br>`{claim.name}`", paper, decision.ours_in_full, verdict)
+        row = (f"{claim.statement}<br>`{claim.name}`", paper, decision.ours_in_full, f"{sign} {decision.verdict}")
         lines.append("| " + " | ".join(text.replace("|", "\\|").replace("\n", " ") for text in row) + " |")
+    return "\n".join(lines)
+
+
+def instruments_markdown(folder: Path) -> str:
+    """Return what every instrument shows of effects that were built, and of none, as a Markdown table."""
+    lines = ["| instrument | what it measures | built | seen | where there is no effect |", "|---|---|---|---|---|"]
+    for name, instrument in INSTRUMENTS.items():
+        ends = (instrument.built, instrument.seen, instrument.none)
+        cells = ["–" if end is None else effect(end(folder), "").removesuffix(" ") for end in ends]
+        lines.append(f"| {name} | {instrument.what} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -155,17 +218,16 @@ def write_report(folder: Path) -> list[Path]:
     """Write the verdicts and tables of a folder of records beside them, as Markdown and JSON."""
     decisions = decide(folder)
     text = ["# Verdicts", f"{len(decisions)} claims: {tally(decisions)}."]
-    for group in dict.fromkeys(decision.claim.group for decision in decisions):
-        text += [f"## {group}", verdicts_markdown(d for d in decisions if d.claim.group == group)]
-    text += ["ᶜ decided alone, but not among all claims at once (false discovery rate of 5 %)."]
+    for family in FAMILIES:
+        some = [d for d in decisions if d.claim.family == family]
+        text += [f"## {family.capitalize()} claims: {tally(some)}"]
+        for group in dict.fromkeys(d.claim.group for d in some):
+            text += [f"### {group}", verdicts_markdown(d for d in some if d.claim.group == group)]
+    text += ["## Instruments", instruments_markdown(folder), "Log ratios, or nats, with intervals over units."]
     for heading in TABLES:
         text += [f"## {heading}", table_markdown(folder, heading)]
     text += ["Mean over seeds ± standard error of the mean."]
-    plain = []
-    for d in decisions:
-        facts = {"claim": d.claim.name, "verdict": d.verdict, "corrected": d.corrected, "p": float(f"{d.p:.4g}")}
-        values = d.estimate.values if d.estimate else ()
-        plain.append(facts | {"values": [float(f"{value:.6g}") for value in values], "ours": d.ours})
+    rows = json.dumps([decision.to_json() for decision in decisions], indent=1, ensure_ascii=False)
     write_whole(folder / "verdicts.md", "\n\n".join(text) + "\n")
-    write_whole(folder / "verdicts.json", json.dumps(plain, indent=1) + "\n")
+    write_whole(folder / "verdicts.json", rows + "\n")
     return [folder / "verdicts.md", folder / "verdicts.json"]

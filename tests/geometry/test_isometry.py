@@ -48,7 +48,7 @@ def gradient(loss: Tensor, module: nn.Module) -> Tensor:
 
 @pytest.mark.parametrize("metric", METRICS[:3])
 def test_tangent_projection_equals_the_chart(network: nn.Module, metric: str) -> None:
-    """The paper's definition: autograd through Π⁻¹, and G by autograd too, but for the two that are wrong on purpose."""
+    """The paper's definition: autograd through Π⁻¹, and G by autograd too, but for two that are wrong on purpose."""
     x, traces, jacobian = noise(5, 6), [], torch.autograd.functional.jacobian
     for row in x:
         radius = row.norm()

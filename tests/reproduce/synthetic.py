@@ -23,16 +23,23 @@ def chance(run: Run, name: str) -> float:
 
 
 def record_of(run: Run, draw: Callable[[Run, str], float]) -> dict[str, Any]:
-    """Return a shipped record with drawn numbers; curves are asked for as "rtl_late", "rtl_early" and "dsm"."""
+    """Return a shipped record with drawn numbers; curves as "rtl_late_excess", "rtl_early_excess" and "dsm".
+
+    What the first half of the attributes leave open is asked for as "<score> entropy", the others are left out.
+    """
     body = json.loads((SHIPPED / run.file).read_text(encoding="utf-8"))
     if "values" in body:
         return body | {"values": {name: draw(run, name) for name in body["values"]}}
     for name, measured in body["measurements"].items():
         measured["value"] = draw(run, name)
         if name == "mrtl":
-            late, early = draw(run, "rtl_late"), draw(run, "rtl_early")
+            late, early = 1 + draw(run, "rtl_late_excess"), 1 + draw(run, "rtl_early_excess")
             values = [1.5 * late, late, 0.5 * late, 1.25 * early, 0.75 * early]
             measured["details"] = {"steps": [999, 749, 500, 499, 249], "value": values}
+            measured["value"] = 1 + draw(run, "rtl_excess")
+        if attributes := measured["details"].get("attributes"):
+            some = list(attributes)[: 2 if run.arm == "isometric" else 3]
+            measured["details"]["attributes"] = {a: {"conditional_entropy": draw(run, f"{name} entropy")} for a in some}
     if "curves" in body:
         body["curves"]["dsm"] = [9.0, 9.0, *[draw(run, "dsm")] * 2]
     return body
