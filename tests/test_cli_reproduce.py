@@ -56,7 +56,7 @@ def test_a_report_is_made_from_records_alone(
     before = page.read_text()
     assert reproduce_claims(["sphere-thickness", "dsm"], report=True) == 0
     assert "\n2 claims: " in capsys.readouterr().out
-    assert not (records / "verdicts.md").exists(), "a part is no report"
+    assert not (records / "verdicts.json").exists(), "a part is no report"
     assert reproduce_claims(report=True) == 0
     assert [row["name"] for row in json.loads((records / "verdicts.json").read_text())] == list(CLAIMS)
     assert page.read_text() == before

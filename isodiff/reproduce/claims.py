@@ -18,7 +18,6 @@ _strict = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid")
 
 
 Read = Annotated[Endpoint, BeforeValidator(Endpoint.read)]
-FAMILIES = ("primary", "secondary", "other")
 
 
 @_strict
@@ -38,7 +37,7 @@ class Claim:
 
     name: str
     group: str
-    family: Literal[FAMILIES]
+    family: Literal["primary", "secondary", "other"]
     statement: str
     source: str
     paper: str = "–"
@@ -119,7 +118,7 @@ def read_claims(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, Claim]:
 
 def read_experiment(name: str, table: Mapping[str, Any], profile: str) -> Experiment | Program:
     """Return one experiment at one profile."""
-    facts = {key: value for key, value in table.items() if key not in (*PROFILES, "question", "families", "table")}
+    facts = {key: value for key, value in table.items() if key not in (*PROFILES, "question", "families")}
     facts, kind = _merged(facts, table[profile]), Program if "function" in table else Experiment
     if kind is Experiment:
         sets, sizes = table["families"], _FILE["sizes"].get(profile, {})
@@ -145,8 +144,5 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
 _FOLDER = Path(__file__).parent
 _FILE, _CLAIMS = (tomllib.loads((_FOLDER / f"{n}.toml").read_text(encoding="utf-8")) for n in ("experiments", "claims"))
 PROFILES: dict[str, str] = _FILE["profiles"]
-_TABLES = {name: facts["table"] for name, facts in _FILE["experiments"].items() if "table" in facts}
-# tables of the report: heading → experiment, quantities by heading
-TABLES: dict[str, tuple[str, Mapping[str, str]]] = {t["title"]: (name, t["columns"]) for name, t in _TABLES.items()}
 INSTRUMENTS = TypeAdapter(dict[str, Instrument]).validate_python(_CLAIMS.pop("instruments"))
 CLAIMS = read_claims(_CLAIMS)  # by name, in the order of the verdict table

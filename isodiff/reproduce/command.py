@@ -57,7 +57,7 @@ def reproduce_claims(
         claim = decision.claim
         print(f"{decision.verdict:18} {claim.name:24} {claim.statement}\n{'':43} {decision.ours}")
     print(f"\n{len(decisions)} claims: {tally(decisions)}")
-    written = [] if claims else write_report(output)
+    written = [] if claims else [write_report(output)]
     if readme:
         page, notebooks = repository_root() / "README.md", repository_root() / "notebooks"
         text = fill_readme(page.read_text(encoding="utf-8"), readme_blocks(output, notebooks))

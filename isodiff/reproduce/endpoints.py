@@ -177,5 +177,6 @@ class Endpoint:
 
 
 def contrast(experiment: str, quantity: str, first: str, second: str) -> Endpoint:
-    """Return the log ratio of two arms of the same seed."""
-    return Endpoint("log_ratio", tuple((experiment, arm, quantity) for arm in (first, second)))
+    """Return the log ratio of two arms of the same seed: of what is a log already, the difference."""
+    function = "difference" if "log_" in quantity else "log_ratio"
+    return Endpoint(function, tuple((experiment, arm, quantity) for arm in (first, second)))

@@ -1,4 +1,4 @@
-"""The verdicts and the tables, from records alone: nothing here trains or measures."""
+"""The verdicts, from records alone: nothing here trains or measures."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import dataclasses
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from scipy import stats
 
-from isodiff.files import write_whole
-from isodiff.reproduce.claims import CLAIMS, FAMILIES, INSTRUMENTS, TABLES, Claim, experiments
+from isodiff.files import data_directory, write_whole
+from isodiff.reproduce.claims import CLAIMS, INSTRUMENTS, Claim, experiments
 from isodiff.reproduce.endpoints import load_run, observe, record, sample_of, seeds_of
 from isodiff.reproduce.rules import RATE, Estimate, holm
 from isodiff.verdict import VERDICT_KINDS, Verdict
@@ -146,6 +146,23 @@ def _decide(claim: Claim, folder: Path) -> Decision:
     return Decision(claim, verdict, estimate, alone=verdict, p=p, sample=sample_of(body, quantity))
 
 
+def over_trainings(rows: Iterable[Verdict], names: Mapping[str, str], folder: Path | None = None) -> list[Verdict]:
+    """Give rows that show one training the verdict of the claim that they are a case of, and what several show.
+
+    `names` are those of the claims, by what the rows say.
+    """
+    decisions = {d.claim.name: d for d in decide(folder or data_directory() / "results" / "reproduce", names.values())}
+    found = []
+    for row in rows:
+        if (decision := decisions.get(names.get(row.claim, ""))) is not None:
+            over = f"{row.ours}. That is one training; over retrained bases (`{decision.claim.name}`): {decision.ours}"
+            row = dataclasses.replace(row, ours=over, verdict=decision.verdict)
+        found.append(row)
+    if missing := names.keys() - {row.claim for row in rows}:
+        raise ValueError(f"no row says {', '.join(missing)}")
+    return found
+
+
 def check_names(names: Iterable[str]) -> list[str]:
     """Return the names of claims, each once; what no claim is called, as ``table1``, stands for all that begin so."""
     found: dict[str, None] = {}
@@ -175,59 +192,14 @@ def arms_of(folder: Path, experiment: str) -> list[str]:
     return [arm for arm in known if arm in there] + sorted(there - known.keys())
 
 
-def table_markdown(folder: Path, heading: str) -> str:
-    """Return one of `TABLES` as Markdown: arms × quantities, mean over seeds with the standard error of the mean."""
-    experiment, quantities = TABLES[heading]
-    arms = arms_of(folder, experiment)
-    columns = {title: arm_estimates(folder, experiment, quantity, arms) for title, quantity in quantities.items()}
-    lines = [f"| arm | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
-    for arm in arms:
-        cells = [f"{e.mean:.3g} ± {e.error:.1g}" if (e := column.get(arm)) else "–" for column in columns.values()]
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def verdicts_markdown(decisions: Iterable[Decision]) -> str:
-    """Return decisions as a Markdown table, each with the name that `isodiff reproduce` makes its row by."""
-    lines = ["| claim | paper | ours, 95 % interval | verdict |", "|---|---|---|---|"]
-    for decision in decisions:
-        claim, sign = decision.claim, VERDICT_KINDS[decision.verdict][0]
-        paper = claim.source + ("" if claim.paper == "–" else f": {claim.paper}")
-        row = (f"{claim.statement}<br>`{claim.name}`", paper, decision.ours_in_full, f"{sign} {decision.verdict}")
-        lines.append("| " + " | ".join(text.replace("|", "\\|").replace("\n", " ") for text in row) + " |")
-    return "\n".join(lines)
-
-
-def instruments_markdown(folder: Path) -> str:
-    """Return what every instrument shows of effects that were built, and of none, as a Markdown table."""
-    lines = ["| instrument | what it measures | built | seen | where there is no effect |", "|---|---|---|---|---|"]
-    for name, instrument in INSTRUMENTS.items():
-        ends = (instrument.built, instrument.seen, instrument.none)
-        cells = ["–" if end is None else effect(end(folder), "").removesuffix(" ") for end in ends]
-        lines.append(f"| {name} | {instrument.what} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def tally(decisions: Iterable[Decision]) -> str:
     """Return how many claims there are of each verdict."""
     counts = Counter(decision.verdict for decision in decisions)
     return ", ".join(f"{counts[kind]} {kind}" for kind in VERDICT_KINDS if counts[kind])
 
 
-def write_report(folder: Path) -> list[Path]:
-    """Write the verdicts and tables of a folder of records beside them, as Markdown and JSON."""
-    decisions = decide(folder)
-    text = ["# Verdicts", f"{len(decisions)} claims: {tally(decisions)}."]
-    for family in FAMILIES:
-        some = [d for d in decisions if d.claim.family == family]
-        text += [f"## {family.capitalize()} claims: {tally(some)}"]
-        for group in dict.fromkeys(d.claim.group for d in some):
-            text += [f"### {group}", verdicts_markdown(d for d in some if d.claim.group == group)]
-    text += ["## Instruments", instruments_markdown(folder), "Log ratios, or nats, with intervals over units."]
-    for heading in TABLES:
-        text += [f"## {heading}", table_markdown(folder, heading)]
-    text += ["Mean over seeds ± standard error of the mean."]
-    rows = json.dumps([decision.to_json() for decision in decisions], indent=1, ensure_ascii=False)
-    write_whole(folder / "verdicts.md", "\n\n".join(text) + "\n")
+def write_report(folder: Path) -> Path:
+    """Write the verdicts of a folder of records beside them, a row a claim, and return the file."""
+    rows = json.dumps([decision.to_json() for decision in decide(folder)], indent=1, ensure_ascii=False)
     write_whole(folder / "verdicts.json", rows + "\n")
-    return [folder / "verdicts.md", folder / "verdicts.json"]
+    return folder / "verdicts.json"

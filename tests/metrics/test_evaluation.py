@@ -20,7 +20,8 @@ from isodiff.metrics.measure import Measurement, Record, comparison_table, versi
 TINY = {
     "num_fid_images": 40, "fid_steps": 2, "num_ppl_pairs": 40, "ppl_steps": 2, "num_sweep_pairs": 40,
     "sweep_epsilons": [0.01, 0.001], "num_rtl_pairs": 3, "rtl_points": 3, "rtl_steps": 2, "spectrum_times": [300, 600],
-    "num_spectra": 3, "spectrum_k": 3, "num_anisotropy": 8, "num_maps": 3, "map_k": 2, "map_steps": 1,
+    "num_spectra": 3, "spectrum_k": 3, "condition_ks": [3, 2], "num_anisotropy": 8, "num_maps": 3, "map_k": 2,
+    "map_steps": 1,
     "num_separable": 64, "num_kept": 40, "num_truth_pairs": 2, "truth_points": 3, "num_alignment": 2, "walk_points": 3,
     "num_edited": 2, "num_directions": 2, "edit_gammas": [2, 4], "edit_steps": 2, "num_inverted": 2,
     "inversion_steps": [2, 4], "refinements": [0, 1], "num_interpolated": 2, "num_geodesics": 2,
@@ -42,7 +43,18 @@ def numbers(record: Record) -> dict[str, tuple[float, tuple[float, float] | None
 def test_every_metric_of_a_model_of_faces(tmp_path: Path) -> None:
     record = tiny("faces32/base", None, tmp_path)
     assert not record.left_out
-    expected = {"fid", "kid", "ppl_alex_full", "ppl_vgg_end", "mrtl", "mcn_t300", "vor_t600", "vor_affine_t300"}
+    expected = {
+        "fid",
+        "kid",
+        "recall",
+        "ppl_alex_full",
+        "log_ppl_vgg_end",
+        "mrtl",
+        "mcn_t300",
+        "mcn_k2_t300",
+        "vor_t600",
+        "vor_affine_t300",
+    }
     expected |= {"anisotropy_t600", "map_anisotropy", "map_condition", "ls_linear_training", "ls_rbf_cross-validated"}
     expected |= {"factor_excess", "manifold_distance", "encoder_alignment", "step_jerkiness_lerp", "step_mean_slerp"}
     expected |= {"factor_excess_lerp", "target_share", "monotone_share", "inversion_mse_s4_r1", "inversion_lpips_s2_r0"}

@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from scipy.stats import binom, ortho_group
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
-from isodiff.metrics.fidelity import extract_features, fid, fid_curve, frechet_distance, kernel_distance, kid
+from isodiff.metrics.fidelity import (
+    extract_features,
+    fid,
+    fid_curve,
+    frechet_distance,
+    kernel_distance,
+    kid,
+    precision_recall,
+)
 from isodiff.metrics.measure import cached
 
 
@@ -126,6 +134,17 @@ def test_intervals_cover(metric: object, random: np.random.Generator) -> None:
     intervals = [metric(*draw(random)).interval for _ in range(200)]
     least, most = binom.interval(0.999, 200, 0.95)
     assert least <= sum(low <= truth <= high for low, high in intervals) <= most
+
+
+def test_recall_sees_a_missing_half_and_precision_what_is_far_from_the_data(random: np.random.Generator) -> None:
+    """Two clusters far apart: one of them alone is all data and half of it; a third is none."""
+    left, right, away = (random.normal(size=(100, 3)) + at for at in (0.0, 50.0, 500.0))
+    real = np.concatenate([left, right])
+    for generated, precision, recall in ((real, 1, 1), (left, 1, 0.5), (np.concatenate([real, away]), 2 / 3, 1)):
+        found = precision_recall(real, generated)
+        assert found["precision"].value == pytest.approx(precision)
+        assert found["recall"].value == pytest.approx(recall)
+        assert (found["recall"].n, found["recall"].interval) == (len(generated), None)
 
 
 def test_curve_falls_to_its_limit(random: np.random.Generator) -> None:

@@ -101,6 +101,14 @@ def test_distances_share_the_images_and_what_is_kept_serves_again(tmp_path: Path
     assert ppl(_shrink, SHAPE, l1, num_pairs=40, batch_size=20).value == first["l1"].value
 
 
+def test_the_mean_log_of_pairs_shows_a_factor_exactly_and_none_where_images_do_not_move() -> None:
+    measure = partial(path_lengths, shape=SHAPE, distances={"l2": squared_l2}, num_pairs=40, batch_size=20)
+    slow, fast = (measure(lambda x, c=c: c * _shrink(x))["log_l2"] for c in (0.5, 1.0))
+    assert fast.value - slow.value == pytest.approx(2 * math.log(2), abs=1e-3)
+    assert fast.replicates.shape == (40,)
+    assert measure(lambda x: 0 * x).keys() == {"l2"}
+
+
 def test_ambient_autocast_changes_nothing() -> None:
     layer = torch.nn.Linear(6, 6)
     measure = partial(ppl, lambda x: layer(x).tanh(), SHAPE, squared_l2, num_pairs=40)

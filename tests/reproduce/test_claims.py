@@ -11,7 +11,6 @@ import pytest
 from isodiff.diffusion import FinetuneConfig
 from isodiff.reproduce import claims
 from isodiff.reproduce.claims import CLAIMS, INSTRUMENTS, Program, experiments
-from isodiff.reproduce.endpoints import DERIVED, load_run
 from isodiff.reproduce.programs import PROGRAMS
 from isodiff.reproduce.run import Place, is_done, runs_of
 
@@ -63,9 +62,6 @@ def test_every_shipped_record_is_one_of_a_run_and_fits() -> None:
     runs, place = runs_of(begun), Place("cpu", SHIPPED, SHIPPED)
     assert all(is_done(run, place) for run in runs)
     assert {str(run.file) for run in runs} == {str(f.relative_to(SHIPPED)) for f in SHIPPED.glob("*/*-seed*.json")}
-    for name, quantities in claims.TABLES.values():
-        body = load_run(SHIPPED / name / "isometric-seed0.json")
-        assert set(quantities.values()) <= body["measurements"].keys() | DERIVED.keys()
 
 
 def test_theory_and_paper_cannot_both_be_right_about_straight_lines() -> None:
