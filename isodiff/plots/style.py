@@ -8,6 +8,7 @@ import textwrap
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import numpy as np
 from IPython.display import display
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -63,16 +64,30 @@ def caption(fig: Figure, text: str) -> Text:
     return fig.supxlabel(lines, x=0.01, ha="left", fontsize=9, color="#555555")
 
 
-def show(fig: Figure) -> None:
-    """Show a finished figure under the cell, with its caption as the alternative text, and close it."""
-    text = " ".join(fig.get_supxlabel().split()) or "figure"
-    display({"image/png": base64.b64encode(palette_png(fig)).decode(), "text/plain": text}, raw=True)
-    plt.close(fig)
+def show(*figures: Figure, milliseconds: int = 150) -> None:
+    """Show a finished figure under the cell, with its caption as the alternative text, and close it.
+
+    Several of one size are the frames of a film, an animated PNG that plays in a loop wherever pictures are shown.
+    """
+    text = " ".join(figures[0].get_supxlabel().split()) or "figure"
+    png = base64.b64encode(palette_png(*figures, milliseconds=milliseconds)).decode()
+    display({"image/png": png, "text/plain": text}, raw=True)
+    for fig in figures:
+        plt.close(fig)
 
 
-def palette_png(fig: Figure) -> bytes:
-    """Return a figure as a PNG with a palette of 256 colours: a third of the bytes look the same."""
-    canvas, compact = io.BytesIO(), io.BytesIO()
-    fig.savefig(canvas, format="png", facecolor="white")
-    Image.open(canvas).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(compact, "png", optimize=True)
+def palette_png(*figures: Figure, milliseconds: int = 150) -> bytes:
+    """Return figures, the frames of a film, as a PNG with one palette: a third of the bytes look the same."""
+    pictures, compact = [], io.BytesIO()
+    for fig in figures:
+        canvas = io.BytesIO()
+        fig.savefig(canvas, format="png", facecolor="white")
+        pictures.append(Image.open(canvas).convert("RGB"))
+    if len({picture.size for picture in pictures}) != 1:
+        raise ValueError(f"frames must have one size in pixels; got {[picture.size for picture in pictures]}")
+    every = np.concatenate([np.asarray(picture) for picture in pictures])
+    stack, (width, height) = Image.fromarray(every).quantize(256, dither=Image.Dither.NONE), pictures[0].size
+    first, *others = [stack.crop((0, height * i, width, height * (i + 1))) for i in range(len(pictures))]
+    film = {"save_all": True, "append_images": others, "duration": milliseconds, "loop": 0} if others else {}
+    first.save(compact, "png", optimize=True, **film)
     return compact.getvalue()

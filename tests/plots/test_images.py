@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image
 
 from isodiff.plots import globe, image_grid, image_strip, palette_png
@@ -44,3 +45,18 @@ def test_palette_png_is_the_figure_to_the_eye_and_smaller(ax: Axes) -> None:
     before, after = (np.asarray(Image.open(png).convert("RGB"), dtype=float) for png in (plain, io.BytesIO(compact)))
     assert np.abs(before - after).mean() < 1  # of 255
     assert len(compact) < 0.6 * len(plain.getvalue())
+
+
+def test_several_figures_are_a_film_that_shows_each_in_turn() -> None:
+    frames = [Figure(figsize=(2, 1)) for _ in range(3)]
+    for number, fig in enumerate(frames):
+        fig.text(0.1 + 0.3 * number, 0.5, str(number), color=f"C{number}")
+    film = Image.open(io.BytesIO(palette_png(*frames, milliseconds=70)))
+    assert (film.n_frames, film.info["loop"], film.info["duration"]) == (3, 0, 70)
+    for number, fig in enumerate(frames):
+        film.seek(number)
+        still = Image.open(io.BytesIO(palette_png(fig)))
+        difference = np.abs(np.asarray(film.convert("RGB"), float) - np.asarray(still.convert("RGB"), float))
+        assert difference.mean() < 1
+    with pytest.raises(ValueError, match="one size in pixels"):
+        palette_png(frames[0], Figure(figsize=(1, 1)))
