@@ -2,8 +2,9 @@
 #
 #   make run           every notebook, with an index of figures and verdicts
 #   make lab           the notebooks, live
+#   make docs          the site: course, verdict, commands and API in site/index.html, without a network
 #   make check         style, the mathematics that is fast to test, one notebook: before every commit
-#   make test          style, unit tests, every notebook against its stored outputs, widgets in a browser
+#   make test          style, unit tests, every notebook against its stored outputs, widgets and site in a browser
 #   make test-all      that and the exhaustive versions: many kills, every gpu profile run small, every page in the browser
 #   make reproduce     the claims: what has no record is run, then all are decided; ARGS="--profile smoke" for minutes
 
@@ -19,7 +20,7 @@ NBVAL   := --dist loadfile --no-loadscope-reorder --nbval-lax --nbval-current-en
 FAST    := tests/geometry tests/datasets $(addprefix tests/,test_names.py test_setup.py test_notebooks.py test_course.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run reproduce check test test-all lab lint clean
+.PHONY: help setup run reproduce docs check test test-all lab lint clean
 
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +55,9 @@ run: $(READY)
 reproduce: $(READY)
 	$(BIN)/isodiff reproduce $(ARGS)
 
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet && echo "The site: site/index.html"
+
 check: lint
 	$(PYTEST) --dist worksteal -m "not browser and not exhaustive" $(FAST)
 	$(PYTEST) $(NBVAL) notebooks/13_verdict.ipynb
@@ -74,4 +78,4 @@ lint: $(READY)
 	$(BIN)/ruff format --check
 
 clean:
-	rm -rf .venv runs build isodiff.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv runs site build isodiff.egg-info .pytest_cache .ruff_cache .hypothesis

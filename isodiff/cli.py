@@ -376,7 +376,7 @@ class Reproduce:
     work: Path | None = None  # models and cache; runs/reproduce/PROFILE/work by default
     jobs: int = 2  # runs at a time
     device: str = "cpu"  # cpu, cuda or cuda:N
-    photographs: str | None = None  # folder or tar of photographs, for profile gpu
+    photographs: str | None = None  # folder or tar of photographs, for the claims on these
     report: bool = False  # only decide from the records there are
     readme: bool = False  # also put verdicts and figures into README.md
     progress: bool = True  # whether to show a progress bar

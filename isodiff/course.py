@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from html import unescape
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 from unittest.mock import patch
@@ -24,7 +24,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from isodiff.files import claim_folder, repository_root, resolve_device, write_whole
-from isodiff.verdict import VERDICT_KINDS, VERDICTS_MIME, Verdict, verdict_table
+from isodiff.verdict import VERDICT_KINDS, VERDICTS_MIME
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -44,6 +44,10 @@ class Parameters(BaseModel):
         return cls(**{name: names[name] for name in cls.model_fields})
 
 
+MATHJAX = Path("docs/vendor/tex-svg-full.js")  # sets the formulas of pages, beside which it lies
+KINDS = ("image/png", VERDICTS_MIME)  # of output that the index shows
+
+
 @dataclass
 class Page:
     """What became of one notebook: its text and outputs, minutes of wall clock, and where it failed, if it did."""
@@ -60,10 +64,8 @@ class Page:
         title = re.search(r"^# +(.+)$", text, re.MULTILINE)
         question = re.search(r"^\| *\**Question\** *\|(.+)\| *$", text, re.MULTILINE)
         self.title, self.question = title[1].strip() if title else self.name, question[1].strip() if question else ""
-        shown = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
-        tables = [bundle[VERDICTS_MIME] for bundle in shown if VERDICTS_MIME in bundle]
-        self.verdicts = [verdict_table(Verdict(**row) for row in table) for table in tables]
-        self.figures = list(figures(self.notebook))
+        shown = [output for cell in cells for output in cell.get("outputs", [])]
+        self.figures, self.tables = ([o for o in shown if kind in o.get("data", {})] for kind in KINDS)
 
 
 def run_notebooks(
@@ -84,7 +86,9 @@ def run_notebooks(
     from tqdm.auto import tqdm
 
     folder = Path(folder) if folder else repository_root() / "notebooks"
-    chosen, given = select(names, sorted(folder.glob("[0-9][0-9]_*.ipynb"))), dict(parameters or {})
+    if not (available := sorted(folder.glob("[0-9][0-9]_*.ipynb"))):
+        raise ValueError(f"there are no notebooks in {folder}; expected files such as 04_isometric_finetuning.ipynb")
+    chosen, given = select(names, available), dict(parameters or {})
     if update and (given or profile != "cpu"):
         raise ValueError("--update rewrites the committed outputs, so it takes profile cpu and no parameters")
     if profile not in ("cpu", "gpu"):
@@ -97,11 +101,12 @@ def run_notebooks(
         raise ValueError(f"jobs must be at least 1; got {jobs}")
     output = Path(output or repository_root() / "runs" / profile)
     claim_folder(output, ["index.html", *(path.name for path in chosen)], overwrite=None, inputs=(folder,))
-    output.mkdir(parents=True, exist_ok=True)
+    write_whole(output / MATHJAX.name, (repository_root() / MATHJAX).read_bytes())
     with kernel_of_this_interpreter(threads=max(1, cores // jobs)), ThreadPoolExecutor(jobs) as pool:
         running = pool.map(lambda path: run_notebook(path, output / path.name, changes[path], update=update), chosen)
         pages = list(tqdm(running, total=len(chosen), unit="notebook", disable=len(chosen) < 2))
-    write_whole(output / "index.html", index_page(pages, profile=profile, parameters=given))
+    index = index_notebook(pages, profile=profile, parameters=given)
+    write_whole(output / "index.html", as_page(index, "isodiff: figures and verdicts", bare=True))
     for page in (failed := [page for page in pages if page.failure]):
         print(f"FAILED {page.name}, {page.failure}", file=sys.stderr)
     ran = f"{len(pages) - len(failed)} of {len(pages)} notebooks ran"
@@ -156,7 +161,6 @@ def run_notebook(source: Path, target: Path, changes: Mapping[str, Any], *, upda
     """Execute one notebook into `target`, and its HTML page beside it; a failure is returned, not raised."""
     import nbformat
     import papermill
-    from nbconvert import HTMLExporter
     from papermill.exceptions import PapermillExecutionError
 
     failure, started = "", time.perf_counter()
@@ -176,7 +180,7 @@ def run_notebook(source: Path, target: Path, changes: Mapping[str, Any], *, upda
     for cell in elsewhere.cells:
         cell.source = cell.source.replace("](../", f"]({way}/")  # links to the package lead there from here, too
     write_whole(target, nbformat.writes(elsewhere) + "\n")
-    write_whole(target.with_suffix(".html"), HTMLExporter().from_notebook_node(elsewhere)[0])
+    write_whole(target.with_suffix(".html"), as_page(elsewhere, source.stem))
     if update and not failure:
         write_whole(source, nbformat.writes(clean(notebook)) + "\n")
     return Page(source.stem, notebook, minutes, " ".join(failure.split()))
@@ -213,37 +217,32 @@ def kernel_of_this_interpreter(threads: int = 1) -> Iterator[None]:
             yield
 
 
-def figures(notebook: NotebookNode) -> Iterator[dict[str, str]]:
-    """Yield every figure: the nearest heading above it, what it says to those who do not see it, its base64 PNG."""
-    heading = ""
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown" and (found := re.findall(r"^#+ +(.+)$", cell.source, re.MULTILINE)):
-            heading = found[-1].strip()
-        for output in cell.get("outputs", []):
-            if png := output.get("data", {}).get("image/png"):
-                told = output.data.get("text/plain", "")
-                told = "" if told.startswith("<Figure") else told  # matplotlib's own words are no help
-                yield {"heading": heading, "spoken": told or heading, "png": "".join(png.split())}
+def as_page(notebook: NotebookNode, title: str, *, bare: bool = False) -> str:
+    """Return a notebook as HTML that loads nothing but the script beside it; bare: without code."""
+    from nbconvert import HTMLExporter
+
+    template = {"template_file": "page.html.j2", "extra_template_paths": [str(Path(__file__).parent)]}
+    exporter = HTMLExporter(mathjax_url=MATHJAX.name, exclude_input=bare, exclude_output_prompt=bare, **template)
+    return exporter.from_notebook_node(notebook, {"metadata": {"name": title}})[0]
 
 
-def index_page(pages: list[Page], *, profile: str, parameters: Mapping[str, Any]) -> str:
-    """Return the page a run ends with, as HTML that loads nothing from anywhere."""
-    from jinja2 import Environment
+def index_notebook(pages: list[Page], *, profile: str, parameters: Mapping[str, Any]) -> NotebookNode:
+    """Return what a run ends with: what became of each notebook, its verdicts and figures."""
+    from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-    counts = Counter(row.verdict for page in pages for table in page.verdicts for row in table.verdicts)
-    tally = " · ".join(f"{counts[kind]} {kind}" for kind in VERDICT_KINDS if counts[kind])
-    environment = Environment(autoescape=True)
-    environment.filters["markdown"] = _inline
-    template = environment.from_string(Path(__file__).with_name("index.html.j2").read_text(encoding="utf-8"))
-    return template.render(pages=pages, profile=profile, parameters=parameters, tally=tally) + "\n"
-
-
-def _inline(text: str) -> str:
-    """Return one line of Markdown as HTML, its formulas as MathML, which browsers set without scripts."""
-    import mistune
-    from latex2mathml.converter import convert
-    from markupsafe import Markup
-
-    html = mistune.create_markdown(plugins=["math"])(text).strip().removeprefix("<p>").removesuffix("</p>")
-    formula = r'<span class="math">\\\((.+?)\\\)</span>'
-    return Markup(re.sub(formula, lambda found: convert(unescape(found[1])), html))
+    counts = Counter(row["verdict"] for page in pages for output in page.tables for row in output.data[VERDICTS_MIME])
+    tally = ", ".join(f"{counts[kind]} {kind}" for kind in VERDICT_KINDS if counts[kind])
+    told = "".join(f", {name} = {value}" for name, value in parameters.items())
+    front = f"# Isometric diffusion, run and checked\n\nProfile {escape(profile + told)}. "
+    front += f"Verdicts: {tally}." if tally else "No verdicts."
+    front += "\n\n| Notebook | Question | Minutes | |\n|---|---|---|---|\n"
+    cells = [new_markdown_cell(front)]
+    for page in pages:
+        number, status = page.name.split("_")[0], "✗ failed" if page.failure else "✓ ran"
+        row = f"[{number} · {page.title}](#{page.name}) | {page.question} | {page.minutes:.1f} | {status}"
+        cells[0].source += f"| {row} |\n"
+        head = f'<span id="{page.name}"></span>\n\n## {number} · {page.title}\n\n{page.question}\n\n{status}: '
+        head += f"[read it]({page.name}.html), [open the notebook]({page.name}.ipynb)"
+        head += f"\n\n<b>{escape(page.failure)}</b>" if page.failure else ""
+        cells += [new_markdown_cell(head), new_code_cell(outputs=[*page.tables, *page.figures])]
+    return new_notebook(cells=cells)

@@ -37,7 +37,7 @@ def test_the_list_has_every_claim_with_what_decides_it(capsys: pytest.CaptureFix
         ("dsm --profile tpu --report", "profile is 'tpu'; reproduce accepts smoke, cpu, gpu"),
         ("trace-error --profile smoke --jobs 0", "jobs must be at least 1; got 0"),
         ("--report", "is made by: isodiff reproduce "),
-        ("--photographs README.md", "photographs are for profile gpu and all claims"),
+        ("table1-ppl --photographs README.md", "none of these claims is about photographs"),
         ("dsm --readme", "README.md tells of all claims at profile cpu"),
     ],
 )

@@ -15,7 +15,7 @@ import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from isodiff.course import Page, Parameters, clean, index_page, notebook_parameters, run_notebooks
+from isodiff.course import Page, Parameters, as_page, clean, index_notebook, notebook_parameters, run_notebooks
 
 FRONT = "# The length of $x_T$\n\n| | |\n|---|---|\n| **Question** | Is $\\|x\\| < \\sqrt{n}$ for *all* n < ∞? |"
 PARAMETERS = 'seed = 0\ndevice = "auto"\nnum_samples = 10  # of them\ndimensions = [2, 3]\nrate = 0.5'
@@ -63,7 +63,7 @@ def test_a_run_goes_on_after_failures_and_ends_in_an_index(
     assert "1 of 3 notebooks ran" in out
 
     written = {f"{page.name}.{ending}" for page in pages for ending in ("ipynb", "html")}
-    assert {path.name for path in output.iterdir()} == written | {"index.html"}
+    assert {path.name for path in output.iterdir()} == written | {"index.html", "tex-svg-full.js"}
     assert before == {path: path.read_bytes() for path in folder.iterdir()}
     executed = nbformat.read(output / "01_good.ipynb", as_version=4)
     (echo,) = [json.loads(cell.outputs[0].text) for cell in executed.cells if cell.source == ECHO]
@@ -71,11 +71,14 @@ def test_a_run_goes_on_after_failures_and_ends_in_an_index(
     assert any("(../../isodiff/toy.py)" in cell.source for cell in executed.cells)
 
     page = (output / "index.html").read_text()
-    marks = ("<section", "<figure>", '<table class="verdicts"', "Verdicts: 1 reproduced.", "Profile gpu, seed = 7")
+    marks = ("<h2", '"data:image/png', '<table class="verdicts"', "Verdicts: 1 reproduced.", "Profile gpu, seed = 7")
     assert [page.count(mark) for mark in marks] == [3, 1, 1, 1, 1]
     (image,) = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     assert base64.b64decode(image).startswith(b"\x89PNG")
-    assert not re.search(r'(src|href)="(?!data:|#|0[123]_\w+\.(html|ipynb)")', page), "the index loads something"
+    assert {name for name in re.findall(r'href="(?!#)([^"]+)"', page)} == written
+    for name in ("index.html", "01_good.html", "02_bad.html"):
+        loaded = re.findall(r'(?:src|import\()\s*=?\s*"(?!data:)([^"]+)"', (output / name).read_text())
+        assert loaded == ["tex-svg-full.js"], "a page loads what does not lie beside it"
 
 
 def test_update_writes_the_clean_notebook_back_unless_it_failed(folder: Path, tmp_path: Path) -> None:
@@ -96,6 +99,7 @@ def test_update_writes_the_clean_notebook_back_unless_it_failed(folder: Path, tm
     ("attempt", "message"),
     [
         (lambda run: run(["09"]), "no notebook is called '09'; there are 01_good, 02_bad, 03_killed"),
+        (lambda run: run([], folder=Path(__file__).parent), "there are no notebooks in"),
         (lambda run: run(["01"], profile="tpu"), "profile is 'tpu'; accepted are cpu and gpu"),
         (lambda run: run(["01"], parameters={"n": 3}), "01_good has no parameter called n; it accepts device, dimensi"),
         (lambda run: run(["01"], parameters={"num_samples": 1.5}), "01_good accepts a value of type int, such as 10"),
@@ -124,9 +128,7 @@ def test_the_index_escapes_and_sets_formulas() -> None:
     cell.outputs[0]["data"]["application/vnd.jupyter.widget-view+json"] = {"model_id": "1"}
     page = Page("01_a", new_notebook(cells=[new_markdown_cell(FRONT), cell]), 1.0)
     assert page.question == r"Is $\|x\| < \sqrt{n}$ for *all* n < ∞?"
-    assert page.figures == [{"heading": "The length of $x_T$", "spoken": "a < curve", "png": "QUJD"}]
-    html = index_page([page], profile="cpu", parameters={"a": "<b>"})
-    expected = ("<msqrt>", "<em>all</em> n &lt; ∞", "a = &lt;b&gt;", 'alt="a &lt; curve"')
+    html = as_page(index_notebook([page], profile="cpu", parameters={"a": "<b>"}), "all")
+    expected = (r"\sqrt{n}$", "<em>all</em> n &lt; ∞", "a = &lt;b&gt;", 'alt="a &lt; curve"', 'base64,QUJD"')
     assert [text for text in expected if text not in html] == []
-    assert "$" not in html
     assert "widget-view" not in nbformat.writes(clean(page.notebook))

@@ -39,7 +39,7 @@ def test_is_valid_and_small_and_has_front_matter_figures_and_verdicts(page: Page
     assert (FOLDER / f"{page.name}.ipynb").stat().st_size <= 1_000_000
     front, entries = page.notebook.cells[0].source.lower(), ("**question", "**paper", "**prereq", "**time", "see**")
     assert [entry for entry in entries if entry not in front] == []
-    assert all((page.title != page.name, page.question, page.figures, page.verdicts))
+    assert all((page.title != page.name, page.question, page.figures, page.tables))
 
 
 def test_parameters_begin_with_the_common_ones_and_the_papers_scale_fits(page: Page) -> None:
@@ -86,4 +86,4 @@ def test_holds_nothing_of_the_machine_it_ran_on(page: Page, code: list[NotebookN
 @pytest.mark.parametrize("name", GPU)
 def test_what_a_gpu_would_run_has_run_at_least_small(name: str, tmp_path: Path) -> None:
     (page,) = run_notebooks([name], profile="gpu", parameters={"device": "cpu", **TINY[name]}, output=tmp_path)
-    assert all((not page.failure, page.figures, page.verdicts)), page.failure
+    assert all((not page.failure, page.figures, page.tables)), page.failure

@@ -74,6 +74,7 @@ def test_sphere_is_measured_exactly(latitude: float, longitude: float) -> None:
 @pytest.mark.parametrize("make", [traverses, moves, SphereExplorer])
 def test_every_control_changes_the_picture_and_reset_restores_it(make: Callable[[], Explorer]) -> None:
     shown = make()
+    assert "aria-label" in shown.children[-1].outputs[0]["data"]["application/javascript"]  # tested in the browser
     first, said = shown.picture.value, shown.status.value
     for control in shown.controls.values():
         assert control.description and control.tooltip  # noqa: PT018 - one sentence

@@ -48,8 +48,8 @@ def open_dataset(spec: str, shape: int | Shape, *, seed: int = 0) -> Dataset[Ten
     """Open images of a shape (C, H, W), or squares of so many pixels in their own colours, float32 in [-1, 1], by name.
 
     `spec` is "faces", "digits", "folder:PATH" (images, tar archives of images, or one archive),
-    "hub:NAME[@REVISION][#SPLIT]" (of the hub or a local directory; split train unless told),
-    "stream:NAME[@REVISION][#SPLIT[=COUNT]]" (the same, read in order as training goes on), or a name of `CATALOGUE`,
+    `"hub:NAME[@REVISION][#SPLIT]"` (of the hub or a local directory; split train unless told),
+    `"stream:NAME[@REVISION][#SPLIT[=COUNT]]"` (the same, read in order as training goes on), or a name of `CATALOGUE`,
     whose number of images is checked; "cifar10=folder:PATH" checks a copy of your own against the paper's. `seed` draws
     the factors of faces and the order of a stream. The result has `channels`, `resolution`, `horizontal_flip` (whether
     training may mirror images) and `__getitems__`; a stream has `sequential = True`.

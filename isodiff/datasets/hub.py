@@ -16,7 +16,7 @@ _ACCEPTED = "accepted are NAME[@REVISION][#SPLIT] of a data set on the hub, or a
 
 
 def open_hub(source: str, shape: Shape, *, count: int | None = None) -> ImageDataset:
-    """Open the first column of images of NAME[@REVISION][#SPLIT], or of a local directory; names are positions."""
+    """Open the first column of images of `NAME[@REVISION][#SPLIT]`, or of a local directory; names are positions."""
     table, column = load_table(source, streaming=False)
     check_count(f"hub:{source}", len(table), count)
     names = [f"{i:08d}" for i in range(len(table))]

@@ -22,7 +22,7 @@ _END = object()
 
 
 class StreamDataset(Dataset[Tensor]):
-    """Serve NAME[@REVISION][#SPLIT[=COUNT]] by position, over many epochs; `count`, COUNT and its card must agree."""
+    """Serve `NAME[@REVISION][#SPLIT[=COUNT]]` by position, over epochs; `count`, COUNT and its card must agree."""
 
     horizontal_flip, sequential = True, True  # samplers ask a sequential one for positions 0, 1, 2, …
 

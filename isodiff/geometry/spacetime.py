@@ -34,6 +34,7 @@ class SpacetimeCurve:
     energy: Tensor  # (B,)
     length: Tensor  # (B,), of segments whose squared length is not negative
     negative: int  # segments whose estimated squared length is; 0 where the estimates are stable
+    converged: bool  # whether at the end no derivative of the energy is above a hundredth of it
 
 
 def signal(rho: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,6 +124,7 @@ def spacetime_geodesic(
     optimizer.step(descend)
     points, levels = (part.detach() for part in curve())
     squares = squared_steps(denoiser, points, levels, probes).detach()
-    return SpacetimeCurve(
-        points, levels, num_segments / 2 * squares.sum(1), squares.clamp_min(0).sqrt().sum(1), int((squares < 0).sum())
-    )
+    energy, length = num_segments / 2 * squares.sum(1), squares.clamp_min(0).sqrt().sum(1)
+    descend()
+    rest = all(bool(part.grad.abs().max() <= 1e-2 * energy.abs().min()) for part in (inner, level))
+    return SpacetimeCurve(points, levels, energy, length, int((squares < 0).sum()), rest)

@@ -149,7 +149,7 @@ def _predictor(
 def _kernel(x: np.ndarray, kernel: Kernel) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """Return the kernel of latents given by number, from their inner products: they have more columns than rows."""
     x = finite(x, "latents", 2, 1)
-    if (distinct := len({row.tobytes() for row in x})) < len(x):  # or a fold would know the answers of another
+    if (distinct := len({(row + 0.0).tobytes() for row in x})) < len(x):  # or a fold would know the answers of another
         raise ValueError(f"latents must differ; {distinct} of {len(x)} are distinct")
     dimension, sums = x.shape[1], x.sum(axis=1)
     products = sum(block @ block.T for block in np.split(x, range(4096, dimension, 4096), axis=1))

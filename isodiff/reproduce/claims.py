@@ -52,7 +52,7 @@ class Claim:
     protocol: str = ""
 
     def __post_init__(self) -> None:
-        if (self.endpoint is None) != (self.rule is None) or (self.endpoint is None) != bool(self.reason):
+        if (self.endpoint is None) != (self.rule is None) or (self.endpoint is None and not self.reason):
             raise ValueError("a claim needs an endpoint with a rule, or a reason why there is none")
         if (self.endpoint is None) != (not self.instrument):
             raise ValueError("a claim with an endpoint, and no other, names its instrument")

@@ -29,8 +29,9 @@ def reproduce_claims(
     """Decide the papers' claims, by running what has no record yet; return 1 if a run has failed, and otherwise 0."""
     names = check_names(claims) if claims else list(CLAIMS)
     known = experiments(profile)
-    if photographs and (profile != "gpu" or claims):
-        raise ValueError("photographs are for profile gpu and all claims; leave out --photographs, or the claims")
+    unasked = {name for name, e in known.items() if getattr(e, "dataset", "") == "photographs"}
+    if photographs and not any(unasked & set(CLAIMS[name].experiments) for name in names):
+        raise ValueError("none of these claims is about photographs; leave out --photographs, or the claims")
     if readme and (profile != "cpu" or claims or output):
         raise ValueError("README.md tells of all claims at profile cpu; leave out what chooses others, or --readme")
     if list_only:
@@ -46,8 +47,9 @@ def reproduce_claims(
         from isodiff.reproduce.run import Place, reproduce
 
         needed = {name for claim in names for name in CLAIMS[claim].experiments}
-        needed |= set() if claims else known.keys() - {"photos64"}  # what notebooks ask beside the claims
-        chosen = {name: e for name, e in known.items() if name in needed or (photographs and name == "photos64")}
+        needed |= set() if claims else known.keys()  # what notebooks ask beside the claims
+        needed -= set() if photographs else unasked
+        chosen = {name: e for name, e in known.items() if name in needed}
         place = Place(profile, output, work, str(resolve_device(device)), photographs)
         if failures := reproduce(chosen, place, jobs=jobs, progress=progress):
             print("\n".join(f"FAILED {failure}" for failure in failures), file=sys.stderr)

@@ -97,13 +97,18 @@ DERIVED: dict[str, tuple[Callable[[Body], float], str]] = {
 
 
 def sample_of(body: Body, quantity: str) -> str:
-    """Return how much one unit's number rests on, such as ``"100 pairs"``; empty for a program."""
+    """Return how much one unit's number rests on, such as ``"100 pairs"``; empty where that is one number."""
+    if count := body["run"]["settings"].get("options", {}).get("num_images"):
+        return f"{count:,} images"
     if quantity == "dsm":
         return f"{body['run']['settings']['config']['num_steps'] // 2:,} steps"
     _, measured = DERIVED.get(quantity, (None, quantity))
     there = body.get("measurements", {})
     found = there.get(measured) or there.get(f"{measured}_cross-validated")
-    return f"{found['n']:,} {found['unit']}" if found else ""
+    if not found:
+        return ""
+    count = found["protocol"].get("num_kept", found["n"])  # of the latents, those with the surest attributes
+    return f"{count:,} {found['unit']}" + (f" of {found['n']:,}" if count != found["n"] else "")
 
 
 def _log_ratio(first: float, second: float) -> float:

@@ -14,10 +14,10 @@ from scipy.special import ellipe
 from torch import Tensor
 
 from isodiff import datasets, diffusion, metrics
-from isodiff.metrics.edits import inversion_error
+from isodiff.metrics.edits import effects, inversion_error
 from isodiff.metrics.evaluation import real_images
 from isodiff.metrics.fidelity import extract_features, fid, kid
-from isodiff.metrics.jacobians import log_anisotropy, map_anisotropy, mean_condition_number
+from isodiff.metrics.jacobians import log_anisotropy, map_anisotropy, map_variance, mean_condition_number
 from isodiff.metrics.networks import inception_features, perceptual_distance
 from isodiff.metrics.path_length import path_lengths
 from isodiff.metrics.separability import linear_separability
@@ -31,7 +31,7 @@ def controls(seed: int, *, num_pairs: int, num_points: int, num_latents: int, nu
     """Show effects of about 10 % to what measures paths, maps, latents and faces."""
     pipeline, random = diffusion.load_pipeline(f"faces16/base-{seed}"), torch.Generator().manual_seed(seed)
     found = _walk(pipeline, seed, num_pairs) | _arc() | _maps(random, num_points) | _labels(random, num_latents, seed)
-    found |= _faces(random, num_pairs)
+    found |= _faces(random, num_pairs) | _moves(random, num_points)
     images = real_images("faces", 16, num_inverted, seed=seed)
     unclipped = dataclasses.replace(diffusion.NoiseSchedule.of(pipeline.scheduler), clip=None)
     for steps in (20, 40):
@@ -92,10 +92,15 @@ def _maps(random: torch.Generator, num_points: int) -> Values:
     condition = [math.log(mean_condition_number(f, x, k=50).value) for f in maps]
     anisotropy = [math.log(map_anisotropy(f, x).value) for f in maps]
     ranked = [log_anisotropy(f, x, rank=some).value for f in few]
+    # a scale that a normal coordinate across the map's directions decides, point by point
+    scaled = [lambda x, a=a: x[:, :rank] * wide * (1 + a * x[:, [rank]]) for a in (0.1, 0.08)]
+    variances = [math.log(map_variance(f, x, k=50).value) for f in scaled]
     ordered = [s.sort(descending=True).values for s in (before, after)]
     return {
         "condition_built": math.log(ordered[1][0] / ordered[1][49]) - math.log(ordered[0][0] / ordered[0][49]),
         "condition_seen": condition[1] - condition[0],
+        "variance_built": 2 * math.log(0.8),
+        "variance_seen": variances[1] - variances[0],
         "anisotropy_built": known(after) - known(before),
         "anisotropy_seen": anisotropy[1] - anisotropy[0],
         "rank_built": known(after[-some:] ** 4) - known(before[-some:] ** 4),
@@ -138,3 +143,18 @@ def _faces(random: torch.Generator, num_pairs: int) -> Values:
     change = {name: after - before for name, (before, after) in found.items()}
     seen = {"excess_built": change["true"], "excess_seen": change["excess"]}
     return seen | {"distance_built": math.log(1.1), "distance_seen": change["distance"]}
+
+
+def _moves(random: torch.Generator, num_points: int) -> Values:
+    """Move faces along their target and, less so, along every other factor; then a fifth more along these."""
+    starts, gammas = 0.2 * datasets.sample_factors(num_points, generator=random), np.linspace(-1, 1, 9)
+    noise = 0.02 * torch.randn(num_points, 9, 3, 16, 16, generator=random)
+    spilt, seen = [], []
+    for other in (0.14, 0.17):
+        gains = torch.full(starts.shape[1:], other)
+        gains[0] = 0.8
+        factors = starts[:, None] + torch.from_numpy(gammas).float()[:, None] * gains
+        frames = datasets.render(factors.flatten(0, 1), 16).unflatten(0, (num_points, 9)) + noise
+        seen.append(1 - effects(fit_faces(frames)["factors"], gammas).share_at_total.mean())
+        spilt.append(1 - (gains[0] / gains.sum()).item())
+    return {"spill_built": math.log(spilt[1] / spilt[0]), "spill_seen": math.log(seen[1] / seen[0])}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from isodiff import diffusion, geometry, metrics
 from isodiff.files import data_directory, write_whole
-from isodiff.reproduce.endpoints import load_run, record, seeds_of
+from isodiff.reproduce.endpoints import contrast, load_run, record, seeds_of
 from isodiff.reproduce.report import Decision, decide, effect, plural, tally
 from isodiff.reproduce.rules import Within
 from isodiff.verdict import VERDICT_KINDS
@@ -22,14 +22,25 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # notebook → which of its figures stands for it
-GALLERY = dict.fromkeys(map("{:02}".format, range(1, 14)), 0) | {"04": 4, "05": 4, "07": 3, "08": 4, "10": 4, "12": 1}
+_CHOSEN = {"01": 4, "04": 3, "05": 4, "07": 3, "08": 4, "10": 4, "12": 1}
+GALLERY = dict.fromkeys(map("{:02}".format, range(1, 14)), 0) | _CHOSEN
 
 
 def readme_blocks(folder: Path) -> dict[str, str]:
-    """Return the parts of the README that are made, by the name in their markers, from records."""
+    """Return the parts of the README that are made, by the name in their markers, from records.
+
+    The name of a claim stands for its effect with its interval.
+    """
     decisions = decide(folder)
-    tallied = f"Of {len(decisions)} claims: {tally(decisions)}."
-    return {"tally": tallied, "sizes": _sizes(folder), "verdicts": _primary(decisions)}
+    papers, others = ([d for d in decisions if (d.claim.family == "other") == other] for other in (False, True))
+    tallied = f"Of {len(papers)} claims of the papers: {tally(papers)}. Of {len(others)} slips, counter-claims and "
+    tallied += f"questions of others: {tally(others)}."
+    effects = {d.claim.name: effect(d.estimate, d.claim.unit) for d in decisions if d.estimate}
+    made = {"tally": tallied, "sizes": _sizes(folder), "verdicts": _primary(decisions)}
+    strong = {"map": "map_log_anisotropy", "ppl": "ppl_alex_full", "kid": "kid"}  # at a hundred times the weight
+    for name, quantity in strong.items():
+        effects[f"encoder-{name}"] = effect(contrast("targets", quantity, "encoder", "control")(folder), "%")
+    return effects | made | {f"{what}-32": _geodesics(what) for what in ("distance", "excess")}
 
 
 def _primary(decisions: Iterable[Decision]) -> str:
@@ -42,13 +53,25 @@ def _primary(decisions: Iterable[Decision]) -> str:
     return "\n".join(lines)
 
 
+def _geodesics(what: str) -> str:
+    """Return something of geodesics over that of slerp, on the larger model's pairs at the level t = 399."""
+    found = metrics.Record.load(data_directory() / "results" / "interpolation" / "faces32-base.json").measurements
+    one, two = (found[f"path_{what}_{method}_tau40"].replicates for method in ("tangential", "slerp"))
+    n = min(len(one), len(two))
+    low, high = metrics.paired_ratio_interval(one[:n], two[:n])
+    return f"{one[:n].mean() / two[:n].mean():.2f} [{low:.2f}, {high:.2f}] times"
+
+
 def _sizes(folder: Path) -> str:
     """Say how long models were trained, from what their records tell."""
     told = []
-    for experiment, images in {"doses": "16²", "faces32": "32²", "latent64": "latents of 64²"}.items():
-        seeds = seeds_of(folder, experiment, "isometric")
+    kinds = {"doses": "16²", "faces32": "32²", "latent64": "latents of 64²", "photographs": "photographs, 32²"}
+    for experiment, images in kinds.items():
+        if not (seeds := seeds_of(folder, experiment, "isometric")):
+            continue
         settings = load_run(record(folder, experiment, "isometric", seeds[0]))["run"]["settings"]
-        config, bases = settings["config"], len(seeds) if "{seed}" in settings["base"] else 1
+        own = isinstance(settings["base"], dict) or "{seed}" in settings["base"]  # a base for each training
+        config, bases = settings["config"], len(seeds) if own else 1
         start = f"{bases} base{'s' * (bases > 1)}, {len(seeds)} trainings of {config['num_steps']:,} steps"
         told.append(f"{images}: {start} of {config['batch_size']}")
     return f"Faces of {'; '.join(told)}; weight {config['lambda_iso']:g} on anisotropy."
@@ -61,13 +84,15 @@ def _outputs(notebooks: Path, number: str) -> list[dict[str, Any]]:
 
 
 def fill_readme(text: str, blocks: Mapping[str, str]) -> str:
-    """Return a text with what stands between ``<!-- name -->`` and ``<!-- /name -->`` replaced, for every block."""
-    for name, block in blocks.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        if not pattern.search(text):
-            raise ValueError(f"no place for {name!r}: the text needs <!-- {name} --> and <!-- /{name} -->")
-        text = pattern.sub(lambda found, block=block: f"{found[1]}{block}\n{found[2]}", text)
-    return text
+    """Return a text with what stands between each ``<!-- name -->`` and ``<!-- /name -->`` replaced."""
+
+    def fill(found: re.Match[str]) -> str:
+        name, line = found[1], found[2]
+        if name not in blocks:
+            raise ValueError(f"nothing is called {name!r}; there are {', '.join(blocks)}")
+        return f"<!-- {name} -->{line}{blocks[name]}{line}<!-- /{name} -->"
+
+    return re.sub(r"<!-- ([\w-]+) -->(\n?).*?<!-- /\1 -->", fill, text, flags=re.DOTALL)
 
 
 def write_figures(records: Path, notebooks: Path, output: Path) -> list[Path]:
@@ -135,7 +160,7 @@ def primary_forest(records: Path) -> Figure:
         ax.annotate(f" {sign} {d.verdict}", (1.01, row), xycoords=("axes fraction", "data"), color=colour, va="center")
     for at in (0, 1):
         ax.axvline(at, **THEORY)
-    statements = [textwrap.shorten(d.claim.statement, 74, placeholder=" …") for d in found]
+    statements = [textwrap.fill(d.claim.statement, 60) for d in found]
     ax.set_yticks(range(len(found)), statements)
     ax.set_xscale("symlog", linthresh=2)
     ax.set_xticks(ticks := [-50, -10, -1, 0, 1, 10], map(str, ticks))

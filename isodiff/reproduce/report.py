@@ -27,8 +27,8 @@ class Decision:
     verdict: str
     estimate: Estimate | None = None  # None where there is nothing to decide by
     alone: str = ""  # the verdict without correction for many claims
-    p: float = 1.0  # of the claim's own test
-    adjusted: float = 1.0  # by Holm over the primary, by Benjamini and Hochberg over the secondary claims
+    p: float | None = None  # of the claim's own test
+    adjusted: float | None = None  # by Holm over the primary, by Benjamini and Hochberg over the secondary claims
     sample: str = ""  # what a unit's number rests on
 
     @property
@@ -46,7 +46,7 @@ class Decision:
             return self.claim.reason
         claim, parts = self.claim, [self.ours, f"{self.claim.instrument}: {self.claim.protocol}"]
         parts += [claim.rule.text(claim.unit), f"seen with 80 % power: {self._detectable()}"]
-        if claim.family != "other":
+        if self.adjusted is not None:
             parts.append(f"{'Holm' if claim.family == 'primary' else 'BH'} p = {self.adjusted:.2g}")
         if self.alone == "smaller":
             parts.append("what counts is " + ("" if claim.rule.leaves_out(self.estimate) else "not ") + "left out")
@@ -57,10 +57,13 @@ class Decision:
         return "; ".join(parts)
 
     def _detectable(self) -> str:
-        numbers = [self.estimate.detectable()]
+        numbers, unit = [self.estimate.detectable()], self.claim.unit
         numbers += [self.estimate.detectable(RATE / 10)] if self.claim.family == "primary" else []
-        relative = self.claim.unit in ("%", "log")
-        text = [f"{100 * math.expm1(n):.2g} %" if relative else f"{n:.2g} {self.claim.unit}".strip() for n in numbers]
+        sign = getattr(self.claim.rule, "sign", 0)  # a bound may be passed on either side
+        if unit in ("%", "log"):
+            numbers, unit = [100 * (sign or 1) * math.expm1((sign or 1) * n) for n in numbers], "%"
+        before = {-1: "−", 0: "±", 1: "+"}[sign]
+        text = [f"{before}{n:.2g} {unit}".strip() for n in numbers]
         return text[0] + (f" (one of ten: {text[1]})" if text[1:] else "")
 
     def as_verdict(self) -> Verdict:
@@ -76,13 +79,17 @@ class Decision:
             given = (found.mean, low, high, claim.rule.theta, found.detectable())
             numbers = {name: float(f"{x:.6g}") for name, x in zip(numbers, given, strict=True)}
         per_unit = self.sample.split(" ")[0].replace(",", "")
+        p, adjusted = (None if x is None else float(f"{x:.4g}") for x in (self.p, self.adjusted))
         return {
             "name": claim.name, "family": claim.family, "verdict": self.verdict, **numbers, "unit": claim.drawn,
             "n_units": len(found.values) if found else 0, "n_per_unit": int(per_unit) if per_unit else None,
-            "instrument": claim.instrument, "paper": claim.paper, "p": float(f"{self.p:.4g}"),
-            "adjusted_p": float(f"{self.adjusted:.4g}"), "alone": self.alone or self.verdict,
+            "instrument": claim.instrument, "paper": claim.paper, "p": p, "adjusted_p": adjusted,
+            "alone": self.alone or self.verdict,
             "values": [float(f"{value:.6g}") for value in found.values] if found else [],
-            "statement": claim.statement, "ours": self.ours,
+            "statement": claim.statement, "ours": self.ours, "sample": self.sample,
+            "effect": effect(found, claim.unit) if found else "", "source": claim.source, "protocol": claim.protocol,
+            "rule": claim.rule.text(claim.unit) if claim.rule else None, "group": claim.group,
+            "detectable_text": self._detectable() if found else None, "against_the_paper": claim.against,
         }  # fmt: skip
 
 
@@ -93,22 +100,22 @@ def plural(noun: str) -> str:
 
 
 def effect(estimate: Estimate, unit: str) -> str:
-    """Return mean and interval as text; a log ratio as a change in percent (``"%"``) or a factor (``"log"``)."""
+    """Return mean and interval as text, to two digits of the interval's width, at most four decimals.
+
+    A log ratio is shown as a change in percent (``"%"``) or as a factor (``"log"``).
+    """
     numbers = [estimate.mean, *estimate.interval]
     if unit == "%":
-        mean, low, high = (_signed(100 * math.expm1(number)) for number in numbers)
-        return f"{mean} % [{low}, {high}]"
-    if unit == "log":
-        return "{:.2f} [{:.2f}, {:.2f}] times".format(*map(math.exp, numbers))
-    mean, low, high = numbers
-    digits = 2 if high - low >= 0.02 else 4
-    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]" + (f" {unit}" if unit else "")
-
-
-def _signed(number: float) -> str:
-    few = abs(round(number, 1)) < 10 or -100 < number < -99  # a change of −99.8 % is not one of −100 %
-    number = round(number, 1 if few else 0) + 0.0  # no negative zero
-    return f"{number:+.0e}" if abs(number) >= 1e4 else f"{number:+.1f}" if few else f"{number:+.0f}"
+        numbers = [100 * math.expm1(number) for number in numbers]
+    elif unit == "log":
+        numbers, unit = [math.exp(number) for number in numbers], "times"
+    width, sign = numbers[2] - numbers[1], "+" if unit in ("%", "nats", "part", "in ρ") else ""
+    digits = min(4, max(0, 1 - math.floor(math.log10(width)))) if width else 4
+    if unit == "%" and 0 < 100 + numbers[0] < 1:  # −99.99 % is not −100 %
+        digits = max(digits, 1 - math.floor(math.log10(100 + numbers[0])))
+    form = f"{sign}.{digits}f" if max(map(abs, numbers)) < 1e5 else f"{sign}.0e"
+    mean, low, high = (f"{round(number, digits) + 0.0:{form}}".replace("-", "−") for number in numbers)
+    return f"{mean} % [{low}, {high}]" if unit == "%" else f"{mean} [{low}, {high}] {unit}".rstrip()
 
 
 def decide(folder: Path, names: Iterable[str] | None = None) -> list[Decision]:
@@ -121,12 +128,13 @@ def decide(folder: Path, names: Iterable[str] | None = None) -> list[Decision]:
         try:
             found[name] = _decide(claim, folder)
         except (FileNotFoundError, KeyError, ValueError) as error:
-            if name in wanted:
+            begun = any((folder / experiment).is_dir() for experiment in claim.experiments)
+            if name in wanted and (begun or not claim.reason):
                 needed = f"records of {', '.join(claim.experiments)}, is made by: isodiff reproduce {name}"
                 what = f"{name} cannot be decided from {folder} ({error.args[0]})"
                 raise FileNotFoundError(f"{what}; what it needs, {needed}") from error
     for family, adjust in (("primary", holm), ("secondary", stats.false_discovery_control)):
-        of = [name for name, d in found.items() if d.claim.family == family and d.claim.endpoint is not None]
+        of = [name for name, d in found.items() if d.claim.family == family and d.p is not None]
         for name, p in zip(of, adjust([found[name].p for name in of]), strict=True):
             lost = family == "primary" and p > RATE and found[name].verdict in ("reproduced", "smaller")
             verdict = "undecided" if lost else found[name].verdict
@@ -136,7 +144,7 @@ def decide(folder: Path, names: Iterable[str] | None = None) -> list[Decision]:
 
 def _decide(claim: Claim, folder: Path) -> Decision:
     """Decide one claim by itself."""
-    experiment, arm, quantity = claim.endpoint.sources[0]
+    experiment, arm, quantity = claim.endpoint.sources[-1]
     estimate = claim.endpoint(folder)
     body = load_run(record(folder, experiment, arm, seeds_of(folder, experiment, arm)[0]))
     verdict, p = claim.rule.decide(estimate)

@@ -10,9 +10,10 @@ interval of an endpoint is Student's at 95 %. With ``θ`` the smallest effect th
 - *undecided*: none of these.
 
 A bounded claim, that a change stays within two bounds, is *reproduced* where the interval lies inside, and *not
-reproduced* where it lies wholly outside. A p-value is that of the claim's own test, two-sided: of no effect, or of a
-change that reaches a bound (two one-sided tests, Schuirmann 1987). Primary claims whose p-values do not survive Holm's
-correction are *undecided*; secondary ones are described by Benjamini and Hochberg's adjusted p-value.
+reproduced* where it lies wholly outside. A p-value is twice that of the claim's own one-sided test, at most 1: of no
+effect in the claimed direction, or of a change that reaches a bound (two one-sided tests, Schuirmann 1987). Primary
+claims whose p-values do not survive Holm's correction are *undecided*; secondary ones are described by Benjamini and
+Hochberg's adjusted p-value.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ class Effect:
 
     def text(self, unit: str) -> str:
         """Return in words what counts, in the unit that the endpoint is shown in."""
-        return f"counts from {shown(self.theta, unit, signed=True)}"
+        return f"counts from {shown(self.theta, unit, signed=True)}".replace("-", "−")
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class Within:
         low, high = (shown(bound, unit, signed=unit in ("%", "part")) for bound in (self.low, self.high))
         if (unit == "%" and self.low <= -1) or unit in ("log", "times"):  # nothing could fall as low
             return f"allowed up to {high}"
-        return f"allowed from {low.removesuffix(f' {unit}')} to {high}"
+        return f"allowed from {low.removesuffix(f' {unit}')} to {high}".replace("-", "−")
 
 
 def read_rule(table: Mapping[str, Any]) -> Effect | Within:

@@ -158,7 +158,7 @@ def _model(run: Run, place: Place) -> tuple[Any, dict[str, Any]]:
         pipeline, origin = diffusion.load_pipeline(place.model(run, "base")), "base of the same seed"
     dataset, folder = place.dataset(run), place.model(run)
     images = datasets.open_dataset(dataset, diffusion.image_shape(pipeline), seed=run.seed)
-    config = diffusion.FinetuneConfig(**{"seed": run.seed, **fields})
+    config = diffusion.FinetuneConfig(**fields | {"seed": run.seed + fields.get("seed", 0)})
     told = {"provenance": {"dataset": dataset, "base": origin}, "progress": False}
     began, new = time.perf_counter(), not folder.exists()
     trained = diffusion.train(

@@ -7,8 +7,27 @@ from html import escape
 from typing import Any
 
 import numpy as np
-from ipywidgets import HTML, Box, Button, Dropdown, FloatSlider, Image, Layout, VBox
+from ipywidgets import HTML, Box, Button, Dropdown, FloatSlider, Image, Layout, Output, VBox
 from traitlets import Unicode
+
+# once on the page: names for a slider's handle and number, which ipywidgets leaves without; and the arrow keys, which
+# Notebook 7 would take for itself
+_NAMES = """
+let tries = 100;
+const timer = setInterval(() => {
+  const root = element.closest('.isodiff-explorer');
+  const controls = root?.querySelectorAll('[role=slider], select') ?? [];
+  for (const control of controls) {
+    control.dataset.lmSuppressShortcuts = 'true';
+    const slider = control.closest('.widget-slider'), number = slider?.querySelector('.widget-readout');
+    const name = slider?.querySelector('.widget-label').textContent;
+    if (slider) control.setAttribute('aria-label', name);
+    number?.setAttribute('role', 'textbox');
+    number?.setAttribute('aria-label', `${name}, as a number`);
+  }
+  if (controls.length || !--tries) clearInterval(timer);
+}, 100);
+"""
 
 
 class Picture(Image):
@@ -35,7 +54,10 @@ class Explorer(VBox):
         panel = VBox([*controls.values(), self.reset_button, hint], layout=Layout(width="340px"))
         view = VBox([self.picture, self.status], layout=Layout(flex="1 1 560px", min_width="0", overflow="hidden"))
         beside = Box([panel, view], layout=Layout(display="flex", flex_flow="row wrap", grid_gap="12px 24px"))
-        super().__init__([heading, beside], layout=Layout(overflow="hidden"))
+        script = {"output_type": "display_data", "data": {"application/javascript": _NAMES}, "metadata": {}}
+        names = Output(outputs=(script,), layout=Layout(display="none"))
+        super().__init__([heading, beside, names], layout=Layout(overflow="hidden"))
+        self.add_class("isodiff-explorer")
         self.update()
 
     @property
@@ -68,7 +90,7 @@ class Explorer(VBox):
         self.picture.tooltip = text
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__} ({self._title}): run this cell in JupyterLab to use it"
+        return f"{type(self).__name__} ({self._title}): run this cell in JupyterLab or Notebook 7 to use it"
 
 
 def slider(values: np.ndarray, label: str, tooltip: str, start: float, form: str = ".2f") -> FloatSlider:

@@ -54,6 +54,8 @@ def test_the_geodesic_of_gaussian_data_has_the_closed_length(n: int, num_probes:
     assert errors[1] < 0.007
     assert errors[1] < 0.5 * errors[0]
     assert found.negative == 0
+    assert found.converged
+    assert not spacetime_geodesic(_denoiser, a, b, rho=2.0, lowest=-6.0, num_probes=num_probes, iterations=3).converged
     assert (found.rho[:, 1:-1] < 2).all()  # it rises to where the two are told apart less
     torch.testing.assert_close(found.energy, found.length**2 / 2, rtol=5e-3, atol=0)  # at constant speed
 

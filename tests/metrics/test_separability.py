@@ -155,6 +155,7 @@ X, LABELS = blobs(40, 5, 2, distance=3.0)
     [
         (lambda: separability_score(X * np.nan, LABELS), "finite; got 200 NaN"),
         (lambda: separability_score(np.ones_like(X), LABELS), "latents must differ.*; 1 of 40 are distinct"),
+        (lambda: separability_score(np.copysign(0.0, X), LABELS), "1 of 40 are distinct"),
         (lambda: separability_score(X, LABELS[1:]), r"\(40, attributes\).*got shape \(39, 2\)"),
         (lambda: separability_score(X, 0.3 * LABELS), r"true or false; got .*0\.3"),
         (lambda: separability_score(X, np.arange(40)[:, None] < 4), "attribute 0 has 4 latents with it and 36 without"),

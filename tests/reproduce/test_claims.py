@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import tomllib
 
 import pytest
@@ -25,7 +24,8 @@ def test_each_claim_says_what_where_and_how() -> None:
     for name, claim in CLAIMS.items():
         assert all((claim.group, claim.statement, claim.source, claim.paper)), name
         assert claim.unit in ("%", "", "nats", "log", "part", "times", "in ρ"), name
-        assert bool(claim.protocol) == (claim.endpoint is not None) == (not claim.reason), name
+        assert bool(claim.protocol) == (claim.endpoint is not None), name
+        assert claim.protocol or claim.reason, name
         assert not claim.instrument or claim.instrument in INSTRUMENTS, name
     assert len({(claim.group, claim.statement, claim.protocol) for claim in CLAIMS.values()}) == len(CLAIMS)
     primary = [claim for claim in CLAIMS.values() if claim.family == "primary"]
@@ -57,18 +57,11 @@ def test_what_decides_a_claim_is_measured_at_every_profile_and_trained_by_fields
 
 def test_every_shipped_record_is_one_of_a_run_and_fits() -> None:
     """What no claim needs and was never run may wait."""
-    needed = {name for claim in DECIDED.values() for name in claim.experiments}
+    needed = {name for claim in DECIDED.values() if not claim.reason for name in claim.experiments}
     begun = {n: e for n, e in experiments("cpu").items() if n in needed or (SHIPPED / n).is_dir()}
     runs, place = runs_of(begun), Place("cpu", SHIPPED, SHIPPED)
     assert all(is_done(run, place) for run in runs)
     assert {str(run.file) for run in runs} == {str(f.relative_to(SHIPPED)) for f in SHIPPED.glob("*/*-seed*.json")}
-
-
-def test_theory_and_paper_cannot_both_be_right_about_straight_lines() -> None:
-    """π/(2√2) and 1 are bounds that do not meet, so that one number decides both claims."""
-    straight, bent = CLAIMS["fig5-one"].rule, CLAIMS["rtl-round"].rule
-    assert straight.low < 1 < straight.high < bent.low
-    assert (bent.low + bent.high) / 2 == pytest.approx(math.pi / (2 * math.sqrt(2)))
 
 
 @pytest.mark.parametrize(

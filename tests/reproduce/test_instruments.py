@@ -11,7 +11,8 @@ from isodiff.reproduce import instruments
 def test_what_is_built_is_seen() -> None:
     random = torch.Generator().manual_seed(0)
     found = instruments._arc() | instruments._maps(random, 32) | instruments._faces(random, 8)
-    for name in ("arc", "condition", "anisotropy", "rank", "distance"):
+    found |= instruments._moves(random, 16)
+    for name in ("arc", "condition", "variance", "anisotropy", "rank", "distance", "spill"):
         assert found[f"{name}_seen"] == pytest.approx(found[f"{name}_built"], rel=0.1), name
     assert found["excess_built"] < found["excess_seen"] < 0, "what the fit leaves over hides part of a detour"
 

@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 def test_corrections_run_over_whole_families_whatever_is_asked_for(folder: Path) -> None:
     decisions = {decision.claim.name: decision for decision in report.decide(folder)}
     for family, adjust in (("primary", holm), ("secondary", stats.false_discovery_control), ("other", list)):
-        of = {name: claim for name, claim in CLAIMS.items() if claim.endpoint and claim.family == family}
+        of = {name: claim for name, claim in CLAIMS.items() if decisions[name].estimate and claim.family == family}
         alone = {name: claim.rule.decide(claim.endpoint(folder)) for name, claim in of.items()}
         for (name, (verdict, p)), adjusted in zip(alone.items(), adjust([p for _, p in alone.values()]), strict=True):
             found = decisions[name]
@@ -43,7 +43,9 @@ def test_corrections_run_over_whole_families_whatever_is_asked_for(folder: Path)
             assert found.verdict == ("undecided" if lost else found.alone)
     assert {d.verdict for d in decisions.values()} == set(VERDICT_KINDS)
     for name, claim in CLAIMS.items():
-        if claim.endpoint is None:
+        there = all((folder / experiment).is_dir() for experiment in claim.experiments)
+        if claim.endpoint is None or not there:
+            assert decisions[name].estimate is None
             assert decisions[name].verdict == (claim.settled or "not testable here")
             assert decisions[name].ours == claim.reason
     for name in ("table1-ppl", "faces32-ppl"):
@@ -71,10 +73,12 @@ def test_decisions_are_rows_of_verdict_tables_and_of_json(folder: Path) -> None:
         assert (plain["name"], plain["family"], plain["verdict"]) == (claim.name, claim.family, decision.verdict)
         if decision.estimate is None:
             assert plain["n_units"] == 0
-            assert plain["value"] is plain["detectable"] is None
+            assert plain["value"] is plain["detectable"] is plain["p"] is None
             continue
         assert claim.protocol in ours
         assert "seen with 80 % power" in ours
+        assert plain["detectable_text"].startswith({-1: "−", 1: "+"}.get(getattr(claim.rule, "sign", 0), "±"))
+        assert (plain["p"] is None, plain["adjusted_p"] is None) == (False, claim.family == "other")
         assert (f"alone: {decision.alone}" in ours) == (decision.alone != decision.verdict)
         assert plain["n_units"] == len(decision.estimate.values)
         low, high = decision.estimate.interval
@@ -131,11 +135,13 @@ def test_what_is_asked_for_needs_its_records_and_nothing_else_does(folder: Path)
 @pytest.mark.parametrize(
     ("values", "unit", "text"),
     [
+        ([math.log(1e-4), math.log(2e-4)], "%", "−99.986 % [−100.000, −98.844]"),
         ([math.log(1e7)] * 2, "%", "+1e+09 % [+1e+09, +1e+09]"),
-        ([-0.1, 0.0, 0.1], "%", "+0.0 % [-22, +28]"),  # ends exp(∓4.303 · 0.1/√3) − 1: wide, so without decimals
-        ([1.1107] * 3, "nats", "1.1107 [1.1107, 1.1107] nats"),
-        ([math.log(2)] * 3, "log", "2.00 [2.00, 2.00] times"),
-        ([1.0, 1.5, 2.0], "", "1.50 [0.26, 2.74]"),
+        ([-0.1, 0.0, 0.1], "%", "+0 % [−22, +28]"),  # ends exp(∓4.303 · 0.1/√3) − 1: wide, so without decimals
+        ([-1e-4, 0.0, 1e-4], "part", "+0.0000 [−0.0002, +0.0002] part"),
+        ([1.1107] * 3, "nats", "+1.1107 [+1.1107, +1.1107] nats"),
+        ([math.log(2)] * 3, "log", "2.0000 [2.0000, 2.0000] times"),
+        ([1.0, 1.5, 2.0], "", "1.5 [0.3, 2.7]"),
     ],
 )
 def test_effects_as_text(values: list[float], unit: str, text: str) -> None:
@@ -175,9 +181,8 @@ def test_names_stand_for_groups_of_claims() -> None:
 
 
 def test_only_what_stands_between_markers_is_replaced() -> None:
-    page = "# A\n<!-- tally -->\n{}\n<!-- /tally -->\nb <!-- c -->\n<!-- bill -->\n{}\n<!-- /bill -->"
-    new = {"tally": r"3 of 4 \1", "bill": "| a |\n|---|"}
-    assert fill_readme(page.format("old\nand older", "-"), new) == page.format(*new.values())
-    for text in ("<!-- tally -->\nold", "old\n<!-- /tally -->", "<!-- bill -->\n\n<!-- /bill -->"):
-        with pytest.raises(ValueError, match="no place for 'tally': the text needs <!-- tally --> and <!-- /tally -->"):
-            fill_readme(text, {"tally": "new"})
+    page = "# A\n<!-- tally -->\n{}\n<!-- /tally -->\nb <!-- c --> by <!-- d-1 -->{}<!-- /d-1 -->.\n"
+    new = {"tally": r"3 of 4 \1", "d-1": "−3 % [−4, −2]", "unused": "e"}
+    assert fill_readme(page.format("old\nand older", ""), new) == page.format(*new.values())
+    with pytest.raises(ValueError, match="nothing is called 'd-1'; there are tally"):
+        fill_readme(page, {"tally": "new"})

@@ -47,7 +47,7 @@ def without_seconds(path: Path) -> dict[str, Any]:
 
 
 def test_photographs_are_named_where_they_are_opened_and_not_in_records() -> None:
-    run = runs_of({"photos64": experiments("gpu")["photos64"]})[0]
+    run = runs_of({"photographs": experiments("gpu")["photographs"]})[0]
     assert run.settings["dataset"] == "photographs"
     assert Place("gpu", Path("a"), Path("b"), photographs="/home/x").dataset(run) == "folder:/home/x"
 
