@@ -161,9 +161,8 @@ def _model(run: Run, place: Place) -> tuple[Any, dict[str, Any]]:
     config = diffusion.FinetuneConfig(**fields | {"seed": run.seed + fields.get("seed", 0)})
     told = {"provenance": {"dataset": dataset, "base": origin}, "progress": False}
     began, new = time.perf_counter(), not folder.exists()
-    trained = diffusion.train(
-        pipeline, images, config, folder, accelerator=diffusion.accelerator_for(place.device), **told
-    )
+    accelerator = diffusion.accelerator_for(place.device, config.mixed_precision)
+    trained = diffusion.train(pipeline, images, config, folder, accelerator=accelerator, **told)
     curves = diffusion.read_record(folder / diffusion.RECORD)["curves"]
     facts = {"curves": {name: _thin(curves[name]) for name in ("dsm", "step", "anisotropy")}}
     # of a whole training only
