@@ -28,9 +28,7 @@ expect = sync_api.expect
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-WANTED = pytest.mark.skipif(not CHROMIUM, reason="needs Chromium on PATH; on Debian: apt-get install chromium")
-pytestmark = [pytest.mark.browser, WANTED]
+pytestmark = pytest.mark.browser
 
 ROOT = Path(__file__).resolve().parents[2]
 COURSE = ROOT / "notebooks"
@@ -104,13 +102,6 @@ def started(server: subprocess.Popen, home: Path) -> Lab:
     return Lab(*said.groups(), home / "notebooks")
 
 
-@pytest.fixture(scope="session")
-def browser(lab: Lab) -> Iterator[Browser]:
-    expect.set_options(timeout=1000 * PATIENCE)
-    with sync_api.sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=["--disable-gpu"])
-
-
 @pytest.fixture
 def complaints() -> list[str]:
     """Hold the exceptions and the errors in the console of a page."""
@@ -120,6 +111,7 @@ def complaints() -> list[str]:
 @pytest.fixture
 def page(browser: Browser, complaints: list[str]) -> Iterator[Page]:
     """Open an empty page; in the end it must have no complaints."""
+    expect.set_options(timeout=1000 * PATIENCE)
     page = browser.new_page(viewport={"width": 1280, "height": 1000})
     page.set_default_timeout(1000 * PATIENCE)
     page.on("pageerror", lambda error: complaints.append(f"exception: {error}"))

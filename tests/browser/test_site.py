@@ -27,9 +27,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
     from playwright.sync_api import Page as Tab
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-WANTED = pytest.mark.skipif(not CHROMIUM, reason="needs Chromium on PATH; on Debian: apt-get install chromium")
-pytestmark = [pytest.mark.browser, WANTED]
+pytestmark = pytest.mark.browser
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted(path.stem for path in ROOT.glob("notebooks/*.ipynb"))
@@ -79,12 +77,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "run").mkdir()
     shutil.copy(ROOT / MATHJAX, folder / "run")
     return folder
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    with sync_api.sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=["--disable-gpu"])
 
 
 @pytest.fixture
