@@ -22,7 +22,6 @@ from mkdocs.structure.files import File
 
 from isodiff import cli, reproduce
 from isodiff.reproduce import rules
-from isodiff.reproduce.readme import readme_blocks
 from isodiff.reproduce.report import plural
 from isodiff.verdict import VERDICT_KINDS
 
@@ -115,8 +114,6 @@ def facts() -> dict[str, object]:
         row["claim"] = reproduce.CLAIMS[row["name"]]
         row["sign"], row["colour"] = VERDICT_KINDS[row["verdict"]]
         row["units"] = f"{row['n_units']} {plural(row['unit'])}"
-        row["detects"] = row["detectable_text"] or ""
-        row["counts"] = row["rule"] or ""
     of = {row["name"]: row for row in rows}
     instruments = {}
     for name, instrument in reproduce.INSTRUMENTS.items():
@@ -124,14 +121,13 @@ def facts() -> dict[str, object]:
         instruments[name] = instrument.what, [reproduce.effect(end(RECORDS), "") if end else "–" for end in ends]
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     plain = re.sub(r"<!-- .*? -->", "", text)
-    return {
+    made = {name: re.search(rf"<!-- {name} -->\n(.*?)\n<!--", text, re.DOTALL)[1] for name in ("tally", "sizes")}
+    return made | {
         "readme": lambda title: re.search(rf"^## {title}\n(.*?)^## ", plain, re.DOTALL | re.MULTILINE)[1],
-        "tally": re.search(r"<!-- tally -->\n(.*?)\n<!--", text, re.DOTALL)[1],
         "rows": rows, "kinds": VERDICT_KINDS, "instruments": instruments, "help": help_of, "commands": cli.COMMANDS,
         "notebooks": notebooks(), "rules": rules.__doc__.partition("\n")[2],
         "here": lambda name: of[name]["effect"],
         "is": lambda name: of[name]["verdict"], "units": lambda name: of[name]["units"],
-        "sizes": readme_blocks(RECORDS).get("sizes", ""),
         "gpu": yaml.safe_load((ROOT / "notebooks" / "gpu.yaml").read_text(encoding="utf-8")),
         "count": lambda **of: sum(all(row[key] == value for key, value in of.items()) for row in rows),
     }  # fmt: skip
