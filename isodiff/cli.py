@@ -378,7 +378,6 @@ class Reproduce:
     device: str = "cpu"  # cpu, cuda or cuda:N
     photographs: str | None = None  # folder or tar of photographs, for the claims on these
     report: bool = False  # only decide from the records there are
-    readme: bool = False  # also put verdicts and figures into README.md
     progress: bool = True  # whether to show a progress bar
 
     def __call__(self) -> int:

@@ -40,9 +40,7 @@ def held_out(family: str, num: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @every_family
 @pytest.mark.parametrize("name", MODELS)
-def test_models_are_small_float32_safetensors_with_a_record_as_stock_diffusers_reads_them(
-    family: str, name: str
-) -> None:
+def test_models_are_small_recorded_float32_as_stock_diffusers_reads_them(family: str, name: str) -> None:
     stock, ours = DiffusionPipeline.from_pretrained(FOLDER / family / name), model(family, name)
     torch.testing.assert_close(stock.unet.state_dict(), ours.unet.state_dict(), rtol=0, atol=0)
     assert stock.scheduler.config == ours.scheduler.config

@@ -1,7 +1,8 @@
-"""The command line: how it reads arguments, what it does with errors, and `isodiff sample`."""
+"""The command line: how it reads arguments, what it does with errors, `isodiff sample` and `reproduce`."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Collection
@@ -18,6 +19,9 @@ import isodiff
 from isodiff import cli, course
 from isodiff.diffusion import TrainingInterrupted, load_pipeline
 from isodiff.metrics import Generator, draw_latents, to_uint8
+from isodiff.reproduce import CLAIMS, reproduce_claims
+
+from .reproduce.synthetic import write_records
 
 
 @pytest.mark.parametrize(("option", "words"), [("--version", [isodiff.__version__]), ("--help", cli.COMMANDS)])
@@ -83,3 +87,42 @@ def test_a_picture_holds_the_images_of_the_first_latents(tmp_path: Path) -> None
         found = picture[0, row : row + 16, column : column + 16]
         assert (found - image).abs().max() <= 1  # a batch of another size rounds otherwise
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A course with nothing in it."""
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.setenv("ISODIFF_ROOT", str(tmp_path))
+    return tmp_path
+
+
+def test_the_list_has_every_claim_with_what_decides_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["reproduce", "--list"]) == 0
+    text = capsys.readouterr().out
+    assert [line.split()[0] for line in text.splitlines() if not line.startswith(" ")] == list(CLAIMS)
+    assert all(claim.statement in text and (claim.protocol or claim.reason) in text for claim in CLAIMS.values())
+
+
+def test_a_report_is_made_from_records_alone(capsys: pytest.CaptureFixture[str], bare: Path) -> None:
+    records = bare / "data" / "results" / "reproduce"
+    write_records(records)
+    assert reproduce_claims(["sphere-thickness", "dsm"], report=True) == 0
+    assert "\n2 claims: " in capsys.readouterr().out
+    assert not (records / "verdicts.json").exists(), "a part is no report"
+    assert reproduce_claims(report=True) == 0
+    assert [row["name"] for row in json.loads((records / "verdicts.json").read_text())] == list(CLAIMS)
+    assert sorted(path.name for path in bare.iterdir()) == ["data", "notebooks"], "nothing was run"
+
+
+def test_only_what_decides_a_claim_is_run(bare: Path) -> None:
+    assert cli.main(["reproduce", "trace-error", "--profile", "smoke", "--jobs", "1", "--no-progress"]) == 0
+    records = bare / "runs" / "reproduce" / "smoke" / "records"
+    assert [path.name for path in records.iterdir()] == ["trace"]
+
+
+@pytest.mark.exhaustive
+def test_every_claim_is_decided_from_scratch_at_profile_smoke(tmp_path: Path) -> None:
+    folders = {"output": tmp_path / "records", "work": tmp_path / "work"}
+    assert reproduce_claims(profile="smoke", jobs=1, progress=False, **folders) == 0
+    assert [row["name"] for row in json.loads((tmp_path / "records" / "verdicts.json").read_text())] == list(CLAIMS)

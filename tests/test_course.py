@@ -49,9 +49,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_a_run_goes_on_after_failures_and_ends_in_an_index(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_goes_past_failures_to_an_index(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output, before = tmp_path / "deep" / "out", {path: path.read_bytes() for path in folder.iterdir()}
     options = {"profile": "gpu", "parameters": {"seed": 7, "dimensions": [4], "rate": 1}, "jobs": 2}
     pages = run_notebooks(["02", "01_good", "03_killed.ipynb"], output=output, folder=folder, **options)

@@ -16,7 +16,7 @@ from isodiff.editing import gamma_traversal, local_basis, traverse
 from isodiff.geometry import dense_jacobian, lerp, move, slerp
 from isodiff.metrics import principal_angles
 
-from .geometry.tensors import noise
+from .geometry.tensors import noise, refusals
 
 A, B = noise(2, 1, 4, 4), noise(2, 1, 4, 4, seed=1)
 DIGITS = noise(1, 1, 16, 16)
@@ -72,27 +72,18 @@ def basis(x: Tensor, t: float, k: int) -> None:
     local_basis(load_pipeline("digits16/base").unet, x.float(), t, k)
 
 
-@pytest.mark.parametrize(
-    ("attempt", "error", "message"),
-    [
-        (lambda: traverse(squash, A, B[..., 1:], 3), ValueError, r"b must have the shape of a, \(2, 1, 4, 4\); got"),
-        (lambda: traverse(squash, A, math.nan * B, 3), ValueError, "b must be finite"),
-        (lambda: traverse(squash, A, B, 1), ValueError, "at least 2.*got 1"),
-        (lambda: traverse(squash, A, B, 3, batch_size=0), ValueError, "batch_size must be at least 1; got 0"),
-        (lambda: traverse(squash, A, B, 3, path=lambda a, *_: a[:1]), ValueError, r"of the path must.*\(1, 1, 4, 4\)"),
-        (lambda: traverse(lambda x: 300 * x, A, B, 3), ValueError, r"images in \[−1, 1\]"),
-        (
-            lambda: gamma_traversal(Mock(shape=(1, 16, 16)), A, B, [1.0]),
-            ValueError,
-            r"\(1, 16, 16\) of this model",
-        ),
-        (lambda: gamma_traversal(squash, A, B, []), ValueError, "at least one arc length"),
-        (lambda: basis(DIGITS, 1000, 1), ValueError, "t must be a step 0 to 999; got 1000"),
-        (lambda: basis(DIGITS, 0.5, 1), TypeError, "integer"),
-        (lambda: basis(DIGITS, 0, 256), ValueError, "between 1 and 255, got 256"),
-        (lambda: basis(DIGITS[..., 1:], 0, 1), ValueError, r"shape \(B, 1, 16, 16\).*got \(1, 1, 16, 15\)"),
-    ],
+test_what_cannot_be_decoded_or_decomposed_is_refused = refusals(
+    (lambda: traverse(squash, A, B[..., 1:], 3), r"b must have the shape of a, \(2, 1, 4, 4\); got"),
+    (lambda: traverse(squash, A, math.nan * B, 3), "b must be finite"),
+    (lambda: traverse(squash, A, B, 1), "at least 2.*got 1"),
+    (lambda: traverse(squash, A, B, 3, batch_size=0), "batch_size must be at least 1; got 0"),
+    (lambda: traverse(squash, A, B, 3, path=lambda a, *_: a[:1]), r"of the path must.*\(1, 1, 4, 4\)"),
+    (lambda: traverse(lambda x: 300 * x, A, B, 3), r"images in \[−1, 1\]"),
+    (lambda: gamma_traversal(Mock(shape=(1, 16, 16)), A, B, [1.0]), r"\(1, 16, 16\) of this model"),
+    (lambda: gamma_traversal(squash, A, B, []), "at least one arc length"),
+    (lambda: basis(DIGITS, 1000, 1), "t must be a step 0 to 999; got 1000"),
+    (lambda: basis(DIGITS, 0.5, 1), "integer"),
+    (lambda: basis(DIGITS, 0, 256), "between 1 and 255, got 256"),
+    (lambda: basis(DIGITS[..., 1:], 0, 1), r"shape \(B, 1, 16, 16\).*got \(1, 1, 16, 15\)"),
+    errors=(ValueError, TypeError),
 )
-def test_what_cannot_be_decoded_or_decomposed_is_refused(attempt: Callable, error: type, message: str) -> None:
-    with pytest.raises(error, match=message):
-        attempt()

@@ -91,10 +91,14 @@ class Fault(NamedTuple):
 RTL = "--metrics mrtl -p num_rtl_pairs=4 -p rtl_points=3 -p rtl_steps=2"
 FAULTS = [
     Fault("", "Expected one of {run,"),
-    Fault("run 77 --output out", "no notebook is called '77'; there are 01_"),
     Fault("run 03 --output text/out", "text is a file"),
     Fault("run 03 --output model", "output 'model' holds model_index.json"),
     Fault("reproduce encoder --output model", "output 'model' holds model_index.json"),
+    Fault("reproduce dsm table9 --list", "no claim is called 'table9'; there are table1-ppl"),
+    Fault("reproduce dsm --profile tpu --report", "profile is 'tpu'; reproduce accepts smoke, cpu, gpu"),
+    Fault("reproduce trace-error --profile smoke --jobs 0 --output out", "jobs must be at least 1; got 0"),
+    Fault("reproduce --report --output out", "is made by: isodiff reproduce "),
+    Fault("reproduce table1-ppl --photographs text --output out", "none of these claims is about photographs"),
     Fault("run 03", "ISODIFF_ROOT is", variable=("ISODIFF_ROOT", "nowhere")),
     Fault(PRETRAIN + "--architecture vit", "accepted: "),
     Fault(PRETRAIN + "--resolution 18", "multiple of 4, at least 8; got 18"),
@@ -113,16 +117,8 @@ FAULTS = [
     Fault(EVALUATE + "--metrics separability --attributes none-here", "no attribute classifier in"),
     Fault(EVALUATE + "--metrics mrtl", "finite", POISON),
     Fault(EVALUATE + "--metrics fid -p num_fid_images=40", "damaged", variable=("ISODIFF_WEIGHTS", "text")),
-    Fault(
-        EVALUATE + RTL,
-        "model.json is no record",
-        lambda: (os.mkdir("out"), Path("out/model.json").write_text("{}")),
-    ),
-    Fault(
-        SAMPLE,
-        "is a pointer of Git LFS",
-        lambda: Path(WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1"),
-    ),
+    Fault(EVALUATE + RTL, "model.json is no record", partial(write_whole, Path("out/model.json"), "{}")),
+    Fault(SAMPLE, "is a pointer of Git LFS", partial(write_whole, Path(WEIGHTS), "version https://git-lfs.github.com")),
     Fault(EVALUATE + RTL, "could not be written", leaves="cache out", room=2000),
     Fault(SAMPLE.replace("model", "none", 1), "no diffusers model at 'none'"),
     Fault(SAMPLE + "--number 0", "number must be at least 1; got 0"),
@@ -132,7 +128,6 @@ FAULTS = [
     Fault(SAMPLE, "new.png could not be written", room=300),
     Fault("compare 0.json none.json", "no record at none.json"),
     Fault("compare 0.json", "is no record, or damaged", lambda: os.truncate("0.json", 99)),
-    Fault("compare done/training.json", "is no record, or damaged"),
     Fault("compare 0.json 5.json", "do not compare: seed is 0 and 5"),
     Fault(ATTRIBUTES, "for all 2 images"),
 ]

@@ -50,9 +50,7 @@ def test_help_is_there_before_a_reader_waits() -> None:
     assert found.stdout.splitlines()[-1] == "set()"
 
 
-def test_make_names_a_missing_python_and_installs_only_when_the_stamp_is_older(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_make_names_a_missing_python_and_minds_its_stamp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "Makefile", ".")
     for name in ("pyproject.toml", "requirements.lock"):

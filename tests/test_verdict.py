@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from xml.etree import ElementTree
 
 import pytest
 from IPython.core.formatters import DisplayFormatter
 
 from isodiff.verdict import VERDICT_KINDS, VERDICTS_MIME, Verdict, verdict_table
+
+from .geometry.tensors import refusals
 
 ROW = dict(claim="a < b & c", source="Tab. 1", paper="3", ours="4 [3, 5], n = 9", verdict="reproduced")
 
@@ -27,15 +28,10 @@ def test_jupyter_gets_text_html_and_json_that_tell_every_kind_without_colour(kin
     assert len({sign for sign, _ in VERDICT_KINDS.values()}) == len(VERDICT_KINDS)
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: Verdict(**ROW | {"verdict": "true"}), "should be 'reproduced', .* input_value='true'"),
-        (lambda: Verdict(**ROW | {"ours": "  "}), r"ours\n.* input_value='  '"),
-        (lambda: verdict_table([]), "at least one Verdict"),
-        (lambda: verdict_table([ROW]), "and nothing else"),
-    ],
+test_what_is_no_verdict_is_refused = refusals(
+    (lambda: Verdict(**ROW | {"verdict": "true"}), "should be 'reproduced', .* input_value='true'"),
+    (lambda: Verdict(**ROW | {"ours": "  "}), r"ours\n.* input_value='  '"),
+    (lambda: verdict_table([]), "at least one Verdict"),
+    (lambda: verdict_table([ROW]), "and nothing else"),
+    errors=(ValueError, TypeError),
 )
-def test_what_is_no_verdict_is_refused(make: Callable[[], object], message: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=message):
-        make()

@@ -11,7 +11,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "claims": ["CLAIMS", "INSTRUMENTS"],
         "command": ["reproduce_claims"],
         "endpoints": ["contrast", "load_run", "observe", "record", "seeds_of"],
-        "readme": ["primary_forest"],
         "report": ["arm_estimates", "arms_of", "decide", "effect", "over_trainings", "tally"],
         "rules": ["Effect", "Estimate", "Within", "holm"],
     },

@@ -6,9 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from isodiff.files import claim_folder, data_directory, repository_root, resolve_device, write_whole
+from isodiff.files import claim_folder, data_directory, repository_root, resolve_device
 from isodiff.reproduce.claims import CLAIMS, experiments
-from isodiff.reproduce.readme import fill_readme, readme_blocks, write_figures
 from isodiff.reproduce.report import check_names, decide, tally, write_report
 
 
@@ -23,7 +22,6 @@ def reproduce_claims(
     device: str = "cpu",
     photographs: str | None = None,
     report: bool = False,
-    readme: bool = False,
     progress: bool = True,
 ) -> int:
     """Decide the papers' claims, by running what has no record yet; return 1 if a run has failed, and otherwise 0."""
@@ -32,8 +30,6 @@ def reproduce_claims(
     unasked = {name for name, e in known.items() if getattr(e, "dataset", "") == "photographs"}
     if photographs and not any(unasked & set(CLAIMS[name].experiments) for name in names):
         raise ValueError("none of these claims is about photographs; leave out --photographs, or the claims")
-    if readme and (profile != "cpu" or claims or output):
-        raise ValueError("README.md tells of all claims at profile cpu; leave out what chooses others, or --readme")
     if list_only:
         for claim in (CLAIMS[name] for name in names):
             print(f"{claim.name:24} {claim.statement}\n{'':24} {claim.protocol or claim.reason}")
@@ -59,11 +55,6 @@ def reproduce_claims(
         claim = decision.claim
         print(f"{decision.verdict:18} {claim.name:24} {claim.statement}\n{'':43} {decision.ours}")
     print(f"\n{len(decisions)} claims: {tally(decisions)}")
-    written = [] if claims else [write_report(output)]
-    if readme:
-        page, notebooks = repository_root() / "README.md", repository_root() / "notebooks"
-        text = fill_readme(page.read_text(encoding="utf-8"), readme_blocks(output))
-        written += [*write_figures(output, notebooks, data_directory() / "figures"), page]
-        write_whole(page, text)
-    print(*(f"written: {path}\n" for path in written), sep="", end="")
+    if not claims:
+        print(f"written: {write_report(output)}")
     return 0

@@ -63,7 +63,7 @@ class Decision:
         if unit in ("%", "log"):
             numbers, unit = [100 * (sign or 1) * math.expm1((sign or 1) * n) for n in numbers], "%"
         before = {-1: "−", 0: "±", 1: "+"}[sign]
-        text = [f"{before}{n:.2g} {unit}".strip() for n in numbers]
+        text = [f"{before}{n:.{2 if n < 99.5 else 3}g} {unit}".strip() for n in numbers]
         return text[0] + (f" (one of ten: {text[1]})" if text[1:] else "")
 
     def as_verdict(self) -> Verdict:
@@ -112,7 +112,7 @@ def effect(estimate: Estimate, unit: str) -> str:
     width, sign = numbers[2] - numbers[1], "+" if unit in ("%", "nats", "part", "in ρ") else ""
     digits = min(4, max(0, 1 - math.floor(math.log10(width)))) if width else 4
     if unit == "%" and 0 < 100 + numbers[0] < 1:  # −99.99 % is not −100 %
-        digits = max(digits, 1 - math.floor(math.log10(100 + numbers[0])))
+        digits = max(digits, min(2, 1 - math.floor(math.log10(100 + numbers[0]))))
     form = f"{sign}.{digits}f" if max(map(abs, numbers)) < 1e5 else f"{sign}.0e"
     mean, low, high = (f"{round(number, digits) + 0.0:{form}}".replace("-", "−") for number in numbers)
     return f"{mean} % [{low}, {high}]" if unit == "%" else f"{mean} [{low}, {high}] {unit}".rstrip()

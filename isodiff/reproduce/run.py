@@ -139,6 +139,8 @@ def _measure(run: Run, place: Place) -> dict[str, Any]:
     measurements = {name: measured.to_json() for name, measured in found.measurements.items()}
     for name, facts in measurements.items():
         kept = {key: facts[key] for key in ("value", "interval", "n", "unit", "protocol", "replicates", "kind")}
+        if "dataset" in kept["protocol"]:  # its name, not where it lies on this machine
+            kept["protocol"] = {**kept["protocol"], "dataset": run.settings["dataset"]}
         measurements[name] = kept | {"details": {k: v for k, v in facts["details"].items() if k in _DETAILS}}
     return curves | {"measurements": measurements, "seconds": seconds}  # beside whatever else ran
 

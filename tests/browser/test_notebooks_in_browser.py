@@ -57,8 +57,6 @@ SETTINGS = {
 
 
 class Lab(NamedTuple):
-    """A running JupyterLab."""
-
     url: str  # ends in a slash
     token: str
     folder: Path  # what it serves
@@ -95,7 +93,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 def started(server: subprocess.Popen, home: Path) -> Lab:
-    """Wait until the server says where it is."""
     while not (said := re.search(r"(http://localhost:\d+/)lab\?token=(\w+)", (home / "log").read_text())):
         assert server.poll() is None, f"JupyterLab did not start:\n{(home / 'log').read_text()[-3000:]}"
         time.sleep(0.2)
@@ -162,7 +159,6 @@ def shown(picture: Locator) -> bytes:
 
 
 def readout(handle: Locator) -> float:
-    """Return the value beside a slider."""
     slider = handle.locator("xpath=ancestor::*[contains(@class, 'widget-slider')]")
     return float(slider.locator(".widget-readout").inner_text().replace("−", "-"))
 

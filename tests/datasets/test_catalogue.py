@@ -104,10 +104,8 @@ def test_the_column_of_images_is_found_by_its_type_and_a_bad_cell_is_left_out(tm
 @pytest.mark.parametrize(
     ("spec", "resolution", "message"),
     [
-        *[
-            (spec, 8, rf"unknown dataset '{spec}'; accepted are 'faces', 'digits'.*'lsun-bedroom'")
-            for spec in ("", "mnist", "folder:", "faces:3", "cifar10=faces")
-        ],
+        ("folder:", 8, "unknown dataset 'folder:'; accepted are 'faces', 'digits'.*'lsun-bedroom'"),
+        ("cifar10=faces", 8, "unknown dataset 'cifar10=faces'"),
         *[("digits", side, "shape must be a positive whole number") for side in (0, 8.0, True)],
         *[("digits", side, f"8 to 64 pixels.*got {side}") for side in (7, 65)],
         ("hub:{here}/set#validation", 8, r"does not open \(.*Unknown split .?validation.*accepted are NAME"),

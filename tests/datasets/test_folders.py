@@ -83,6 +83,37 @@ def test_a_directory_of_shards_is_one_data_set(shards: Path) -> None:
     assert torch.equal(stacked(dataset), expected.permute(0, 3, 1, 2).float() / 127.5 - 1)
 
 
+def test_links_are_followed_once_and_hidden_places_left_out(tmp_path: Path) -> None:
+    elsewhere = write_folder(tmp_path / "elsewhere", {"deep/a.png": photograph(0)})
+    names = ("own.png", ".thumbnails/own.png", ".ipynb_checkpoints/own-checkpoint.png", ".hidden.png")
+    place = write_folder(tmp_path / "place", dict.fromkeys(names, photograph(1)))
+    (place / "cats").symlink_to(elsewhere)
+    (place / "dogs").symlink_to(elsewhere)
+    (elsewhere / "deep" / "round").symlink_to(place)
+    (place / "self").symlink_to(place)
+    assert open_dataset(f"folder:{place}", 8).names == ("cats/deep/a.png", "dogs/deep/a.png", "own.png")
+
+
+def test_content_tells_a_picture_without_an_extension(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"0a1b2c": photograph(0), "README": b"no picture"})
+    assert open_dataset(f"folder:{tmp_path}", 8).names == ("0a1b2c",)
+
+
+def test_what_pillow_does_not_open_is_counted_with_the_remedy(tmp_path: Path) -> None:
+    heic = b"\0\0\0\x18ftypheic"
+    write_folder(tmp_path, {f"IMG_{number}.HEIC": heic for number in range(3)})
+    with pytest.raises(ValueError, match=r"no images in .*3 HEIC.*pillow-heif"):
+        open_dataset(f"folder:{tmp_path}", 8)
+    write_folder(tmp_path, {"a.png": photograph(0)})
+    packed = write_tar(tmp_path / "packed.tar", {"b.png": photograph(1), "more/IMG_0.HEIC": heic})
+    for spec, number in ((tmp_path, 4), (packed, 1)):
+        with pytest.warns(UserWarning, match=rf"left out: {number} HEIC, which Pillow does not open"):
+            open_dataset(f"folder:{spec}", 8)
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.warns(UserWarning, match=r"2 images; left out: 1 that cannot be read: gone.*4 HEIC.*pillow-heif"):
+        assert open_dataset(f"folder:{tmp_path}", 8).names == ("a.png", "packed.tar/b.png")
+
+
 def test_workers_and_forks_read_what_the_parent_reads(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "MEMORY_LIMIT", 10)
     dataset = open_dataset(f"folder:{shards}", 8)
@@ -180,3 +211,30 @@ def test_what_is_no_data_set_is_named(name: str, files: object, message: str, tm
         write_tar(path, files) if path.suffix else write_folder(path, files)
     with pytest.raises((FileNotFoundError, ValueError), match=message):
         open_folder(path, (3, 8, 8), count=2 if name == "fewer.tar" else None)
+
+
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "TGA", "ICO", "JPEG2000", "AVIF", "DDS")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_damage_of_any_kind_is_a_picture_or_counted(tmp_path: Path) -> None:
+    """2,004 files of 12 formats, each changed in a few bytes, of its header or anywhere, and one in three cut."""
+    draw, number = np.random.default_rng(0), 0
+    pixels = np.add.outer(5 * np.arange(24), 5 * np.arange(24))[..., None] + np.array([0, 10, 20])
+    for form in FORMATS:
+        whole = np.frombuffer(encoded(Image.fromarray(pixels.astype(np.uint8)), form), np.uint8)
+        for kind in np.arange(167) % 3:
+            data = whole.copy()
+            where = draw.integers(0, min(len(whole), 200) if kind == 0 else len(whole), draw.integers(1, 8))
+            data[where] = draw.integers(0, 256, len(where))
+            end = draw.integers(len(whole)) if kind == 1 else None
+            (tmp_path / f"{number:04d}.{'jpg' if form == 'JPEG' else form.lower()}").write_bytes(data[:end].tobytes())
+            number += 1
+    with pytest.warns(UserWarning, match="left out: ") as told:
+        images = open_dataset(f"folder:{tmp_path}", 8)
+    (line,) = [str(w.message) for w in told if "left out" in str(w.message)]
+    skipped = int(line.partition("left out: ")[2].partition(" ")[0])
+    assert torch.stack(images.__getitems__(range(len(images)))).isfinite().all()
+    assert 200 < skipped < number - 200
+    named = sum(Path(name).suffix != ".jpeg2000" for name in images.names)
+    assert named + skipped == len([f for f in tmp_path.iterdir() if f.suffix in Image.registered_extensions()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from isodiff.datasets import open_dataset
 from isodiff.datasets.images import fit
 
 from .pictures import encoded
+
+RAMP = np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
 
 
 @given(width=st.integers(9, 60), height=st.integers(9, 60))
@@ -40,22 +43,15 @@ def test_the_resize_is_antialiased() -> None:
     assert (fit(Image.fromarray(board), (3, 8, 8)).float() - 127.5).abs().max() < 8
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(orientation: int) -> None:
-    """However the camera was held, the bright corner of the scene ends top left."""
-    upright = np.zeros((16, 16, 3), dtype=np.uint8)
-    upright[:8, :8] = 255
-    turned = upright.transpose(1, 0, 2)
-    stored = [  # the picture of each tag, from the EXIF definition of row 0 and column 0
-        *(upright, upright[:, ::-1], upright[::-1, ::-1], upright[::-1]),
-        *(turned, turned[::-1], turned[::-1, ::-1], turned[:, ::-1]),
-    ][orientation - 1]
+def test_exif_orientation_is_applied() -> None:
+    """Tag 6 says that the camera was held on its side: what is stored bottom left is the top left of the scene."""
+    stored = np.zeros((16, 16, 3), dtype=np.uint8)
+    stored[8:, :8] = 255
     exif = Image.Exif()
-    exif[0x0112] = orientation
-    content = encoded(Image.fromarray(np.ascontiguousarray(stored)), exif=exif)
-    image = fit(Image.open(io.BytesIO(content)), (3, 4, 4))
+    exif[0x0112] = 6
+    image = fit(Image.open(io.BytesIO(encoded(Image.fromarray(stored), exif=exif))), (3, 4, 4))
     assert image[:, 0, 0].min() > 250
-    assert image[:, 3, 3].max() < 5
+    assert image[:, 0, 3].max() < 5
 
 
 @pytest.mark.parametrize(
@@ -79,6 +75,38 @@ def test_a_large_jpeg_is_reduced_faithfully() -> None:
     full.load()
     reduced = fit(Image.open(io.BytesIO(stored)), (3, 16, 16)).int()
     assert (reduced - fit(full, (3, 16, 16)).int()).abs().max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("most", "kind"), [(1, "float32"), (255, "float32"), (65535, "int32"), (255, "int32"), (65535, "uint16")]
+)
+def test_greys_of_more_than_8_bits_are_scaled_by_their_range(most: int, kind: str, tmp_path: Path) -> None:
+    Image.fromarray((most * RAMP).astype(kind)).save(tmp_path / "a.tif")
+    found = open_dataset(f"folder:{tmp_path}", (1, 16, 16))[0]
+    expected = torch.from_numpy(RAMP).view(16, 4, 16, 4).mean((1, 3)) * 2 - 1
+    torch.testing.assert_close(found[0], expected, rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("greys", [RAMP - 2, 1e6 * RAMP, np.full_like(RAMP, np.nan), (RAMP * 2e5).astype(np.int32)])
+def test_greys_of_another_range_are_refused_by_name(greys: np.ndarray, tmp_path: Path) -> None:
+    Image.fromarray(greys).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=r"its greys are .* accepted are integers 0 to 65535, or floats"):
+        open_dataset(f"folder:{tmp_path}", 8)
+
+
+def test_pictures_take_the_shape_asked_for(tmp_path: Path) -> None:
+    colours = np.zeros((32, 64, 3), dtype=np.uint8)
+    colours[:, :32], colours[:, 32:] = (255, 0, 0), (0, 0, 255)
+    Image.fromarray(colours).save(tmp_path / "a.png")
+    wide = open_dataset(f"folder:{tmp_path}", (3, 16, 32))[0]
+    assert (wide[0, :, :12] == 1).all()
+    assert (wide[2, :, 20:] == 1).all()
+    grey = open_dataset(f"folder:{tmp_path}", (1, 16, 32))[0]
+    assert grey.shape == (1, 16, 32)
+    assert (grey[0, 8, 4] + 1).item() / 2 == pytest.approx(0.299, abs=0.01)  # the luminance of red, ITU-R 601
+    for spec, shape in (("faces", (1, 16, 16)), ("faces", (3, 16, 32)), ("digits", (3, 16, 16))):
+        with pytest.raises(ValueError, match=r"are .*squares.*got the shape"):
+            open_dataset(spec, shape)
 
 
 def test_digits_are_the_scans() -> None:

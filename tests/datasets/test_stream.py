@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
@@ -24,6 +23,7 @@ from isodiff.diffusion import FinetuneConfig, TrainingInterrupted, TrainingState
 from isodiff.diffusion.finetune import finetune
 from isodiff.diffusion.training import global_batches
 
+from ..diffusion.tiny import tiny_ddpm, weights
 from .pictures import flat, write_table
 
 NUMBER = 21  # images, in three shards of seven
@@ -96,14 +96,11 @@ def test_an_interrupted_run_resumes_to_the_same_bits(shards: Path, tmp_path: Pat
     """In the second epoch; over the twelve steps the run passes through more than two."""
 
     def trained(name: str, **options: object) -> tuple[torch.Tensor, list[TrainingState]]:
-        torch.manual_seed(0)
-        blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
-        unet = UNet2DModel(8, block_out_channels=(4, 8), norm_num_groups=4, layers_per_block=1, **blocks)
-        pipeline = DDPMPipeline(unet=unet, scheduler=DDPMScheduler())
-        images, states = open_dataset(f"stream:{shards}", 8, seed=CONFIG.seed), []
+        pipeline, states = tiny_ddpm(), []
+        images = open_dataset(f"stream:{shards}", 8, seed=CONFIG.seed)
         with contextlib.suppress(TrainingInterrupted):
             states.extend(finetune(pipeline, images, CONFIG, checkpoint=tmp_path / name, **options))
-        return torch.cat([p.detach().flatten() for p in unet.parameters()]), states
+        return weights(pipeline.unet), states
 
     whole, expected = trained("whole")
     asked = iter([0] * 6 + [signal.SIGTERM])

@@ -63,11 +63,6 @@ def test_a_unet_alone_gets_the_scheduler_given_or_stored_or_a_default_that_is_sa
         assert load_pipeline(source).scheduler.config.num_train_timesteps == 50
 
 
-def test_half_weights_are_opened_in_float32(tmp_path: Path) -> None:
-    unet = load_pipeline(saved(tmp_path / "half", tiny_unet().half(), variant="fp16")).unet
-    assert {p.dtype for p in unet.parameters()} == {torch.float32}
-
-
 class Bomb:
     """A pickle that would run a command."""
 
@@ -172,16 +167,30 @@ def test_published_architectures_have_the_published_weights_and_shapes(name: str
         assert (image_shape(pipeline), pipeline.vqvae.config.scaling_factor) == ((3, 256, 256), 1.0)
 
 
-def test_all_understood_kinds_of_pipeline_come_back_as_they_were(tmp_path: Path) -> None:
+def test_all_understood_kinds_of_pipeline_come_back_as_they_were_and_as_diffusers_reads_them(tmp_path: Path) -> None:
     ddpm = tiny_ddpm()
     for pipeline in (ddpm, DDIMPipeline(unet=ddpm.unet, scheduler=ddpm.scheduler), tiny_ldm("kl"), tiny_ldm("vq")):
         save_pipeline(pipeline, tmp_path / "m")
-        loaded = load_pipeline(tmp_path / "m")
+        loaded, stock = load_pipeline(tmp_path / "m"), type(pipeline).from_pretrained(tmp_path / "m")
         assert type(loaded) is type(pipeline)
         for key, part in pipeline.components.items():
             if isinstance(part, torch.nn.Module):
                 torch.testing.assert_close(getattr(loaded, key).state_dict(), part.state_dict(), rtol=0, atol=0)
+                torch.testing.assert_close(getattr(stock, key).state_dict(), part.state_dict(), rtol=0, atol=0)
         assert "_name_or_path" not in (tmp_path / "m" / "unet" / "config.json").read_text()
+
+
+def test_half_weights_are_read_in_float32_and_what_exceeds_their_range_is_refused(tmp_path: Path) -> None:
+    pipeline = tiny_ldm()
+    save_pipeline(pipeline, tmp_path / "m", half=True)
+    loaded = load_pipeline(tmp_path / "m")
+    for part in ("unet", "vqvae"):
+        rounded = {key: value.half().float() for key, value in getattr(pipeline, part).state_dict().items()}
+        torch.testing.assert_close(getattr(loaded, part).state_dict(), rounded, rtol=0, atol=0)
+    pipeline.unet.conv_in.bias.data[0] = 1e6
+    with pytest.raises(ValueError, match=r"unet has weights beyond the range of float16; store it in full"):
+        save_pipeline(pipeline, tmp_path / "n", half=True)
+    assert not (tmp_path / "n").exists()
 
 
 def test_a_cached_model_is_found_offline_at_its_revision_and_at_no_other(

@@ -40,7 +40,7 @@ CONFIG = FinetuneConfig(
 DIGEST = 32  # bytes of the SHA-256 at the beginning of a checkpoint
 WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
 _tiny = partial(tiny_ddpm, dropout=0.3)
-Whole = tuple[torch.Tensor, list[TrainingState]]
+Whole = tuple[torch.Tensor, list[TrainingState]]  # weights and states of the run that nothing disturbs
 
 
 class _Images(FacesDataset):
@@ -76,7 +76,6 @@ def _steps(file: Path) -> list[int]:
 
 @pytest.fixture(scope="module")
 def whole() -> Whole:
-    """Weights and states of the run that nothing disturbs."""
     pipeline = _tiny()
     states = list(_start(pipeline, None))
     return weights(pipeline.unet), states
@@ -92,7 +91,6 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def file(written: Path, tmp_path: Path) -> Path:
-    """Copy the newest checkpoint, and the one before beside it."""
     shutil.copytree(written, tmp_path, dirs_exist_ok=True)
     return tmp_path / "c.pt"
 
@@ -138,7 +136,6 @@ def test_a_damaged_file_does_not_take_the_place_of_the_good_one(file: Path, whol
 
 
 def test_what_cannot_be_gone_on_from_is_refused(file: Path) -> None:
-    """Other settings, images or facts, all named; another architecture."""
     before = file.read_bytes()
     other = replace(CONFIG, lambda_iso=0.2, seed=3, checkpoint_every=1, num_workers=1)
     run = finetune(tiny_ddpm(), FacesDataset(8, num_images=4), other, checkpoint=file, provenance={"dataset": "faces"})

@@ -50,7 +50,6 @@ def _one_step(config: FinetuneConfig, file: Path, passes: int = 1) -> tuple[dict
 
 
 def _two_processes(folder: Path) -> None:
-    """Do on each process what the tests look at, and write down what it saw."""
     accelerator = Accelerator(cpu=True)
     rank, seen = accelerator.process_index, {"num_processes": accelerator.num_processes}
     if rank:

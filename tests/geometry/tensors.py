@@ -1,8 +1,8 @@
-"""Seeded tensors, and tests of refusals, that the tests of the geometry share."""
+"""Seeded tensors, slopes and tests of refusals that these tests and their neighbours share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -16,6 +16,22 @@ def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Ten
 def times(a: Tensor, v: Tensor) -> Tensor:
     """Return matrices (B, m, n) times rows (B, *S), (B, m)."""
     return (a @ v.flatten(1)[..., None])[..., 0]
+
+
+def slopes(value: Callable[[], float], parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[float]:
+    """Return the slope of a value along a random direction, as its gradients say and by differences of 4th order."""
+    directions = [torch.randn_like(p) * p.std(correction=0).clamp_min(0.1) for p in parameters]
+
+    def moved(step: float) -> float:
+        with torch.no_grad():
+            for p, d in zip(parameters, directions, strict=True):
+                p.add_(step * d)
+        return value()
+
+    h = 1e-4
+    right, left, far_left, far_right = (moved(step * h) for step in (1, -2, -1, 4))
+    said = sum((g * d).sum() for g, d in zip(gradients, directions, strict=True)).item()
+    return [said, (8 * (right - left) - (far_right - far_left)) / (12 * h)]
 
 
 def refusals(*rows: tuple[Callable[[], object], str], errors: type | tuple[type, ...] = ValueError) -> Callable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ from isodiff.geometry import (
 )
 from isodiff.geometry.geodesics import Diagnostics, _Descent, shape_diagnostics, violations
 
-from .tensors import noise
+from .tensors import noise, refusals
 
 
 def polar(degrees: float, radius: float = 1.0) -> Tensor:
@@ -54,9 +55,6 @@ def test_geodesics_of_gaussian_data_are_straight_and_have_the_energy_of_the_boun
     torch.testing.assert_close(found.energy, found.lower_bound, rtol=1e-6, atol=0)
     torch.testing.assert_close(found.length.square() / 2, found.lower_bound, rtol=1e-6, atol=0)
     torch.testing.assert_close(found.path, initial_path("lerp", a, b, 8), rtol=0, atol=1e-3)
-    moved = score.sigma**2 * (score(b) - score(a))
-    bound = (moved.square().sum(1) + rho * (b - a).square().sum(1)) / 2
-    torch.testing.assert_close(found.lower_bound, bound, rtol=1e-12, atol=0)
 
 
 def curved_ends() -> tuple[NoisyShell, Tensor, Tensor]:
@@ -259,19 +257,18 @@ def test_criteria_name_what_they_reject() -> None:
 
 
 A, B = noise(2, 2, 2)
-REFUSED = [
-    ({"num_segments": 1}, "num_segments must be at least 2, got 1"),
-    ({"metric": "fisher"}, "metric must be \"tangential\" or a NoiseMetric, got 'fisher'"),
-    ({"b": torch.stack([B[0], A[1]])}, "a and b must differ, as a point is no path; they are equal in row 1"),
-    ({"a": A * math.nan}, "a must be finite"),
-    ({"score": lambda x: x[:, :1]}, r"score must return the shape \(17, 2\) of its argument, got \(17, 1\)"),
-    ({"score": lambda x: x * math.nan}, "the energy of the initial path must be finite, got nan"),
-]
 
 
-@pytest.mark.parametrize(("options", "message"), REFUSED)
-def test_bad_input_is_refused(options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        solve_geodesic(**{"score": mixture(), "a": A, "b": B, "sigma": 0.9, "num_segments": 4, **options})
-    with pytest.raises(ValueError, match="sigma falling; got sigma ="):
-        continue_geodesic([(mixture(), 0.5)] * 2, A, B, num_segments=4)
+def attempt(**options: object) -> Callable[[], GeodesicResult]:
+    return lambda: solve_geodesic(**{"score": mixture(), "a": A, "b": B, "sigma": 0.9, "num_segments": 4, **options})
+
+
+test_bad_input_is_refused = refusals(
+    (attempt(num_segments=1), "num_segments must be at least 2, got 1"),
+    (attempt(metric="fisher"), "metric must be \"tangential\" or a NoiseMetric, got 'fisher'"),
+    (attempt(b=torch.stack([B[0], A[1]])), "a and b must differ, as a point is no path; they are equal in row 1"),
+    (attempt(a=A * math.nan), "a must be finite"),
+    (attempt(score=lambda x: x[:, :1]), r"score must return the shape \(17, 2\) of its argument, got \(17, 1\)"),
+    (attempt(score=lambda x: x * math.nan), "the energy of the initial path must be finite, got nan"),
+    (lambda: continue_geodesic([(mixture(), 0.5)] * 2, A, B, num_segments=4), "sigma falling; got sigma ="),
+)

@@ -8,7 +8,6 @@ from functools import partial
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isodiff.diffusion import build_unet, encode
@@ -23,7 +22,7 @@ from isodiff.geometry import (
     trace_samples,
 )
 
-from .tensors import noise, refusals, times
+from .tensors import noise, refusals, slopes, times
 
 METRICS = ("stereographic", "chart_identity", "as_printed", "euclidean")
 ESTIMATORS = ("ratio", "unbiased", "jackknife")
@@ -66,15 +65,12 @@ def test_tangent_projection_equals_the_chart(network: nn.Module, metric: str) ->
     torch.testing.assert_close(gradient(ours, network), gradient(chart, network), rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_chart_identity_inflates_the_loss_by_the_spread_of_its_factor(estimator: str) -> None:
+def test_chart_identity_inflates_the_loss_by_the_spread_of_its_factor() -> None:
     # For an isometry R = G·I, so the loss is mean G² / (mean G)² / (n − 1).
     x = noise(50, 4)
     factor = (1 - x[:, -1] / x.norm(dim=1)) ** 2
     expected = factor.square().mean() / factor.mean().square() / 3
     torch.testing.assert_close(exact_isometry_loss(lambda z: z, x, metric="chart_identity"), expected)
-    options = {"metric": "chart_identity", "estimator": estimator, "num_probes": 400, "generator": generator()}
-    assert isometry_loss(lambda z: z, x, **options).item() == pytest.approx(expected.item(), rel=0.03)
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
@@ -84,12 +80,9 @@ def test_a_scaled_isometry_attains_the_bound(scale: float) -> None:
         loss = exact_isometry_loss(lambda z: z @ q.mT, x, metric=metric)
         assert loss.item() == pytest.approx(1 / rank, abs=1e-10)
         assert anisotropy(loss, 5, 8, metric=metric).item() == pytest.approx(1.0, abs=1e-10)
-
-
-def test_an_isometry_onto_fewer_dimensions_attains_one_over_their_number() -> None:
-    # Rows of J orthonormal and orthogonal to x: R is a projection of rank m.
-    x = torch.tensor([[0.0, 0, 0, 0, 0, -2]], dtype=torch.float64)
-    assert exact_isometry_loss(lambda z: z[:, :3], x).item() == pytest.approx(1 / 3, abs=1e-10)
+    # onto fewer dimensions it is one over their number: rows of J orthonormal and orthogonal to x, R a projection
+    along = torch.eye(6, dtype=torch.float64)[5:]
+    assert exact_isometry_loss(lambda z: scale * z[:, :3], along).item() == pytest.approx(1 / 3, abs=1e-10)
     assert anisotropy(1 / 3, 6, 3) == 1.0
 
 
@@ -109,16 +102,13 @@ def test_scaling_the_output_changes_nothing(network: nn.Module, metric: str, est
 def test_the_gradient_is_in_expectation_that_of_the_exact_loss(network: nn.Module, metric: str, estimator: str) -> None:
     """2,400 probes leave a few per cent of noise; and it is the slope of the estimate itself by finite differences."""
     x, options = noise(8, 6), {"metric": metric, "estimator": estimator, "num_probes": 300}
+    loss = lambda: isometry_loss(network, x, **options, generator=generator())  # noqa: E731
+    parameters = list(network.parameters())
+    ours = torch.autograd.grad(loss(), parameters, allow_unused=True, materialize_grads=True)
     oracle = gradient(exact_isometry_loss(network, x, metric=metric), network)
-    ours = gradient(isometry_loss(network, x, **options, generator=generator()), network)
-    assert (ours - oracle).norm() < 0.15 * oracle.norm()
-    weights, direction = nn.utils.parameters_to_vector(network.parameters()).detach(), noise(len(ours), seed=3)
-
-    def moved(step: float) -> float:
-        nn.utils.vector_to_parameters(weights + step * direction, network.parameters())
-        return isometry_loss(network, x, **options, generator=generator()).item()
-
-    assert (ours @ direction).item() == pytest.approx((moved(1e-5) - moved(-1e-5)) / 2e-5, rel=1e-5)
+    assert (torch.cat([g.flatten() for g in ours]) - oracle).norm() < 0.15 * oracle.norm()
+    said, measured = slopes(lambda: loss().item(), parameters, ours)
+    assert said == pytest.approx(measured, rel=1e-5)
 
 
 def samples_of_traces(jacobians: Tensor, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,16 +119,8 @@ def samples_of_traces(jacobians: Tensor, x: Tensor, v: Tensor) -> tuple[Tensor, 
     return pushed.square().sum(2), project(pushed @ jacobians).square().sum(2)
 
 
-def test_loss_is_the_ratio_of_its_samples() -> None:
-    x, jacobians = noise(4, 12, seed=1), noise(4, 6, 12, seed=7)
-    v = torch.randn(4, 12, generator=generator(), dtype=torch.float64)
-    first, second = samples_of_traces(jacobians, x, v[:, None])
-    ours = isometry_loss(lambda z: times(jacobians, z), x, generator=generator())
-    torch.testing.assert_close(ours, second.mean() / first.mean() ** 2)
-
-
 def test_bias_falls_as_one_over_rows_times_probes() -> None:
-    """Compare with the delta method, over 12,000 repetitions a point.
+    """Compare with the delta method, over 12,000 repetitions a point; the loss itself is the ratio of such samples.
 
     With N and D the means of q₂ and q₁ over B·K samples, the bias of N / D² is to first order
     L (3 Var D / D² − 2 Cov(N, D) / (N D)) = L c / (B·K).
@@ -156,7 +138,10 @@ def test_bias_falls_as_one_over_rows_times_probes() -> None:
         assert abs(off["ratio"].mean() - first_order) < 3 * error["ratio"] + first_order**2
         assert abs(off["jackknife"].mean()) < 3 * error["jackknife"] + first_order**2
         assert error["ratio"] < 0.5 * first_order, "too few repetitions to see the bias"
-    assert abs(off["ratio"].mean()) < 0.02
+    v = torch.randn(4, 12, generator=generator(), dtype=torch.float64)
+    q1, q2 = samples_of_traces(jacobians, x, v[:, None])
+    ours = isometry_loss(lambda z: times(jacobians, z), x, generator=generator())
+    torch.testing.assert_close(ours, q2.mean() / q1.mean() ** 2)
 
 
 def test_autocast_does_not_touch_the_traces(network: nn.Module) -> None:
@@ -226,17 +211,6 @@ def test_the_routes_agree_on_the_course_s_encoder_in_float32() -> None:
     value, slope = routes_differ(lambda z: encode(unet, z, 600), noise(4, 3, 8, 8).float(), unet)
     assert value < 2e-3
     assert 0 < slope < 5e-3
-
-
-def test_the_routes_agree_on_fused_attention() -> None:
-    """The fused kernel has no second derivative; the plain one, which double backward needs, has."""
-    mix = nn.Linear(8, 24).double()
-
-    def attend(z: Tensor) -> Tensor:
-        q, k, v = mix(z).view(len(z), 4, 3, 2, 4).permute(2, 0, 3, 1, 4)
-        return F.scaled_dot_product_attention(q, k, v)
-
-    assert routes_differ(attend, noise(3, 4, 8), mix)[1] < 1e-6
 
 
 def test_layers_draw_alike_at_every_evaluation() -> None:

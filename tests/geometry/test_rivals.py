@@ -27,9 +27,6 @@ def flat(x: Tensor) -> Tensor:
     return torch.zeros_like(x)
 
 
-# NoiseDiffusion
-
-
 def mixed(t: float | Tensor, **options: object) -> Tensor:
     a, b, image_a, image_b = noise(4, 2, 3, 4, 4)
     return noise_diffusion(a, b, t, **({"image_a": image_a, "image_b": image_b, "alpha_bar": 0.36} | options))
@@ -47,11 +44,7 @@ def test_noise_diffusion_is_the_published_sum(t: float) -> None:
     torch.testing.assert_close(mixed(torch.tensor([0.1, t], dtype=torch.float64))[1], expected[1])
 
 
-# GeodesicDiffusion
-
-
 def test_nothing_moves_where_the_density_is_flat() -> None:
-    """Straight lines are the geodesics of a constant density, and great circles on the sphere."""
     a, b = pairs(3, 2, 4)
     t = torch.linspace(0, 1, 9, dtype=torch.float64)
     line = torch.stack([lerp(a, b, s) for s in t], 1)
@@ -103,9 +96,6 @@ def test_on_the_sphere_the_norm_is_kept_and_the_ends_are_scaled_to_it() -> None:
     assert (path - density_path(flat, a, b, num_levels=3)).abs().max() > 1e-3
     back = density_path(score, b, a, num_levels=3, iterations_per_level=20)
     torch.testing.assert_close(back.flip(1), path, rtol=1e-7, atol=1e-7)
-
-
-# NAO
 
 
 @pytest.mark.parametrize("n", [2, 196_608])

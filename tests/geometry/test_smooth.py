@@ -7,10 +7,11 @@ import torch
 
 from isodiff.geometry import pulled_lengths, smooth_loss_share, updated_average
 
+from .tensors import noise
+
 
 def test_lengths_are_those_of_a_known_jacobian_and_the_penalty_its_variance() -> None:
-    draw = torch.Generator().manual_seed(0)
-    matrix, x, delta = (torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((3, 5), (4, 5), (4, 3)))
+    matrix, x, delta = noise(3, 5), noise(4, 5, seed=1), noise(4, 3, seed=2)
     lengths = pulled_lengths(lambda z: z @ matrix.mT, x, delta)
     torch.testing.assert_close(lengths, (delta @ matrix).norm(dim=1))
     average, means = 0.0, []
@@ -31,6 +32,5 @@ def test_shares_have_the_gradient_of_the_whole_running_mean_included() -> None:
     shares = torch.stack([smooth_loss_share(part, mean, 3.0) for part in lengths.chunk(2)]).mean()
     assert shares.item() == pytest.approx(whole.item(), rel=1e-12)
     torch.testing.assert_close(torch.autograd.grad(shares, lengths)[0], expected)
-    torch.testing.assert_close(
-        torch.autograd.grad(smooth_loss_share(lengths, lengths.mean(), 3.0), lengths)[0], expected
-    )
+    alone = smooth_loss_share(lengths, lengths.mean(), 3.0)
+    torch.testing.assert_close(torch.autograd.grad(alone, lengths)[0], expected)

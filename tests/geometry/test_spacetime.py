@@ -11,6 +11,8 @@ from torch import Tensor
 from isodiff.geometry import spacetime_geodesic
 from isodiff.geometry.spacetime import posterior_parameters, signal
 
+from .tensors import noise, refusals
+
 S = 1.5  # standard deviation of the data
 
 
@@ -20,8 +22,7 @@ def _denoiser(x: Tensor, rho: Tensor) -> Tensor:
 
 
 def _points(n: int) -> tuple[Tensor, Tensor]:
-    draw = torch.Generator().manual_seed(n)
-    return tuple(torch.randn(2, n, generator=draw, dtype=torch.float64) for _ in range(2))
+    return tuple(noise(2, 2, n, seed=n))
 
 
 def _distance(a: Tensor, b: Tensor, rho: float) -> Tensor:
@@ -60,9 +61,8 @@ def test_the_geodesic_of_gaussian_data_has_the_closed_length(n: int, num_probes:
     torch.testing.assert_close(found.energy, found.length**2 / 2, rtol=5e-3, atol=0)  # at constant speed
 
 
-def test_bad_input_is_refused() -> None:
-    a, b = _points(2)
-    with pytest.raises(ValueError, match="lowest must be below rho"):
-        spacetime_geodesic(_denoiser, a, b, rho=1.0, lowest=2.0)
-    with pytest.raises(ValueError, match="num_segments must be at least 2"):
-        spacetime_geodesic(_denoiser, a, b, num_segments=1)
+A, B = _points(2)
+test_bad_input_is_refused = refusals(
+    (lambda: spacetime_geodesic(_denoiser, A, B, rho=1.0, lowest=2.0), "lowest must be below rho"),
+    (lambda: spacetime_geodesic(_denoiser, A, B, num_segments=1), "num_segments must be at least 2"),
+)

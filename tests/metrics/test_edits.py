@@ -27,6 +27,8 @@ from isodiff.metrics.generator import draw_latents
 from isodiff.metrics.measure import Measurement, cached, content_digest
 from isodiff.metrics.path_length import squared_l2
 
+from ..geometry.tensors import refusals
+
 GAMMAS = np.array([-4.0, -3, -2, -1, 0, 1, 2, 3, 4])
 MOVES = (-4.0, -2.0, 0.0, 2.0, 4.0)
 IMAGES = draw_latents((1, 16, 16), 0, 4, seed=1).clamp(-1, 1)
@@ -44,8 +46,7 @@ def perfect(x_T: Tensor) -> Tensor:
 
 @cache
 def digits() -> DDPMPipeline:
-    """A small model; its bottleneck gives directions for faces that do not come from it."""
-    return load_pipeline("digits16/base")
+    return load_pipeline("digits16/base")  # its bottleneck gives directions for faces that do not come from it
 
 
 def measure(draw: Callable[[Tensor], Tensor] = perfect, **change: int) -> dict[str, Measurement]:
@@ -82,6 +83,23 @@ def test_what_comes_back_on_both_sides_is_spill_over_and_no_target() -> None:
     found = effects(np.stack([0.05 * GAMMAS, 0.1 * np.abs(GAMMAS)], axis=1)[None], GAMMAS)
     assert found.target.tolist() == [0]
     assert found.share == pytest.approx(1 / 3)
+
+
+def test_spill_over_at_equal_change_does_not_depend_on_how_far_a_move_goes() -> None:
+    """Others grow as the square of the move: the longer move spills more, at equal change both spill alike."""
+    gammas = np.array([-4, -3, -2, -1, 0, 1, 2, 3, 4])
+
+    def moved(gain: float) -> np.ndarray:
+        g = gain * gammas / 4
+        return np.stack([np.stack([0.5 * g, *[0.3 * g**2 * np.sign(g)] * 4], axis=1)])
+
+    short, long = (effects(moved(gain), gammas) for gain in (1.2, 1.4))
+    assert short.reaches.all()
+    assert long.reaches.all()
+    assert long.share[0] < 0.97 * short.share[0]
+    # change 0.25 g + 0.6 g² = 1 at g = 1.1
+    g = (-0.25 + (0.25**2 + 4 * 0.6) ** 0.5) / 1.2
+    assert [e.share_at_total[0] for e in (short, long)] == pytest.approx([0.25 * g] * 2, rel=0.02)
 
 
 def test_noise_gets_the_share_of_chance_and_no_more() -> None:
@@ -198,21 +216,13 @@ def test_measured_is_what_inversion_gives_and_finished_batches_are_kept(tmp_path
 
 
 Z = np.full((2, 1, 3), 0.1) * GAMMAS[:, None]
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: effects(Z[:, :5], [-2, -1, 0, 1, 3]), "0 and the same two or more sizes to both sides"),
-        (lambda: effects(Z[:, 1:], GAMMAS), r"shape \(n, 9, K\), one row a move; got \(2, 8, 3\)"),
-        (lambda: effects(Z * [[[1]], [[0]]], GAMMAS), "those of latent 1 change none"),
-        (lambda: measure(num_latents=1), "num_latents must be at least 2; got 1"),
-        (lambda: measure(lambda x: perfect(0 * x)), "change the image, at latent 0 they do not"),
-        (lambda: reconstruct(IMAGES[..., 1:]), r"shape \(n, 1, 16, 16\), n ≥ 2; got \(4, 1, 16, 15\)"),
-        (lambda: excess_kurtosis(IMAGES * torch.nan), "must be finite; got 1024 NaN"),
-        (lambda: neighbour_correlation(torch.cat([IMAGES, 0 * IMAGES])), "must not be zero; number 4"),
-    ],
+test_bad_input_is_refused = refusals(
+    (lambda: effects(Z[:, :5], [-2, -1, 0, 1, 3]), "0 and the same two or more sizes to both sides"),
+    (lambda: effects(Z[:, 1:], GAMMAS), r"shape \(n, 9, K\), one row a move; got \(2, 8, 3\)"),
+    (lambda: effects(Z * [[[1]], [[0]]], GAMMAS), "those of latent 1 change none"),
+    (lambda: measure(num_latents=1), "num_latents must be at least 2; got 1"),
+    (lambda: measure(lambda x: perfect(0 * x)), "change the image, at latent 0 they do not"),
+    (lambda: reconstruct(IMAGES[..., 1:]), r"shape \(n, 1, 16, 16\), n ≥ 2; got \(4, 1, 16, 15\)"),
+    (lambda: excess_kurtosis(IMAGES * torch.nan), "must be finite; got 1024 NaN"),
+    (lambda: neighbour_correlation(torch.cat([IMAGES, 0 * IMAGES])), "must not be zero; number 4"),
 )
-def test_bad_input_is_refused(call: Callable, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        call()

@@ -43,18 +43,8 @@ def numbers(record: Record) -> dict[str, tuple[float, tuple[float, float] | None
 def test_every_metric_of_a_model_of_faces(tmp_path: Path) -> None:
     record = tiny("faces32/base", None, tmp_path)
     assert not record.left_out
-    expected = {
-        "fid",
-        "kid",
-        "recall",
-        "ppl_alex_full",
-        "log_ppl_vgg_end",
-        "mrtl",
-        "mcn_t300",
-        "mcn_k2_t300",
-        "vor_t600",
-        "vor_affine_t300",
-    }
+    expected = {"fid", "kid", "recall", "ppl_alex_full", "log_ppl_vgg_end", "mrtl", "mcn_t300", "mcn_k2_t300"}
+    expected |= {"vor_t600", "vor_affine_t300"}
     expected |= {"anisotropy_t600", "map_anisotropy", "map_condition", "ls_linear_training", "ls_rbf_cross-validated"}
     expected |= {"factor_excess", "manifold_distance", "encoder_alignment", "step_jerkiness_lerp", "step_mean_slerp"}
     expected |= {"factor_excess_lerp", "target_share", "monotone_share", "inversion_mse_s4_r1", "inversion_lpips_s2_r0"}
@@ -65,13 +55,9 @@ def test_every_metric_of_a_model_of_faces(tmp_path: Path) -> None:
         assert m.seed == 0, name
         assert np.isfinite(m.value), name
         assert m.interval is None or m.interval[0] <= m.value <= m.interval[1], name
-    record.save(tmp_path / "record.json")
-    assert numbers(Record.load(tmp_path / "record.json")) == numbers(record)
 
 
-def test_killed_at_any_moment_it_goes_on_and_a_second_evaluation_computes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_it_goes_on_and_computes_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = tiny("digits16/base", CHEAP, dataset="digits")
     written: list[Path] = []
     write, alive = measure.write_whole, 0
@@ -132,7 +118,8 @@ def test_a_record_is_plain_json_and_comes_back_whole(tmp_path: Path) -> None:
     saved, path = record("base"), tmp_path / "deep" / "base.json"
     saved.save(path)
     again = Record.load(path)
-    assert numbers(again) == numbers(saved)
+    for name, measurement in saved.measurements.items():
+        assert vars(again.measurements[name]) | {"replicates": 0} == vars(measurement) | {"replicates": 0}
     np.testing.assert_allclose(again.measurements["ppl"].replicates, saved.measurements["ppl"].replicates, rtol=1e-5)
     assert dataclasses.replace(again, measurements={}) == dataclasses.replace(saved, measurements={})
     text = path.read_text()
@@ -159,10 +146,7 @@ def loaded(folder: Path, form: str) -> Record:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (
-            lambda _: sizes_of("cpu", {"num_fid": 3}),
-            "no parameter called num_fid; it accepts num_fid_images",
-        ),
+        (lambda _: sizes_of("cpu", {"num_fid": 3}), "no parameter called num_fid; it accepts num_fid_images"),
         (lambda _: sizes_of("cpu", {"spectrum_times": [1, 3.5]}), r"spectrum_times\[1\] is 3\.5: .* integer"),
         (lambda _: sizes_of("cpu", {"ppl_epsilon": float("nan")}), "ppl_epsilon is nan: .* finite"),
         (lambda folder: loaded(folder, "other"), "format"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from scipy.stats import kstest
@@ -10,6 +9,8 @@ from scipy.stats import kstest
 from isodiff.datasets import check_images
 from isodiff.diffusion import build_pipeline
 from isodiff.metrics.generator import Generator, draw_latents, model_digest, to_uint8
+
+from ..geometry.tensors import refusals
 
 SHAPE = (1, 16, 16)
 
@@ -39,18 +40,11 @@ def test_levels_are_rounded_as_diffusers_rounds_them(generator: torch.Generator)
 
 
 ONE = torch.ones(2, 3, 8, 8)
-
-
-@pytest.mark.parametrize(
-    ("call", "error", "message"),
-    [
-        (lambda: draw_latents(SHAPE, 3, 3, seed=0), ValueError, "start and stop .* got 3 and 3"),
-        (lambda: check_images(ONE.byte(), 2), TypeError, "floating-point"),
-        (lambda: check_images(ONE, 3), ValueError, r"\(3, 1 or 3, H, W\); got shape \(2, 3, 8, 8\)"),
-        (lambda: check_images(ONE * torch.nan, 2), ValueError, "384 NaN or infinite"),
-        (lambda: check_images(1.5 * ONE, 2), ValueError, r"\[−1, 1\]; got values from 1.5 to 1.5; .*rescale"),
-    ],
+test_other_input_is_refused = refusals(
+    (lambda: draw_latents(SHAPE, 3, 3, seed=0), "start and stop .* got 3 and 3"),
+    (lambda: check_images(ONE.byte(), 2), "floating-point"),
+    (lambda: check_images(ONE, 3), r"\(3, 1 or 3, H, W\); got shape \(2, 3, 8, 8\)"),
+    (lambda: check_images(ONE * torch.nan, 2), "384 NaN or infinite"),
+    (lambda: check_images(1.5 * ONE, 2), r"\[−1, 1\]; got values from 1.5 to 1.5; .*rescale"),
+    errors=(ValueError, TypeError),
 )
-def test_other_input_is_refused(call: object, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        call()

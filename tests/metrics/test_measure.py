@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 from pathlib import Path
 
@@ -15,6 +14,8 @@ from scipy.stats import t as student
 
 from isodiff.metrics import measure
 from isodiff.metrics.measure import Measurement, cached, compare, content_digest, full_precision
+
+from ..geometry.tensors import refusals
 
 
 def constant(value: float, **key: object) -> float:
@@ -89,13 +90,9 @@ def mean_of(values: np.ndarray, **changes: object) -> Measurement:
     return Measurement.from_units("ppl", values, **(FACTS | changes))
 
 
-def test_a_measurement_comes_back_from_json_and_shows_value_interval_n_and_unit() -> None:
-    measured = mean_of(np.arange(10.0), details={"curve": [1, 2]})
-    again = Measurement.from_json(json.loads(json.dumps(measured.to_json())))
-    np.testing.assert_array_equal(again.replicates, measured.replicates)
-    assert {**vars(again), "replicates": None} == {**vars(measured), "replicates": None}
-    text = str(dataclasses.replace(measured, value=16.24, interval=(15.13, 17.44)))
-    assert text == "16.2 [15.1, 17.4] (n = 10 pairs)"
+def test_a_measurement_shows_value_interval_n_and_unit() -> None:
+    measured = dataclasses.replace(mean_of(np.arange(10.0)), value=16.24, interval=(15.13, 17.44))
+    assert str(measured) == "16.2 [15.1, 17.4] (n = 10 pairs)"
 
 
 @pytest.mark.parametrize("kind", ["mean", "jackknife"])
@@ -164,19 +161,11 @@ def test_a_block_runs_in_float32_whatever_is_set_around_it_and_leaves_nothing_be
 
 
 X = np.arange(4.0)
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: measure.over_units(dict, 0, size=1, what="x"), "at least 1; got 0 and 1"),
-        (lambda: Measurement.from_json(mean_of(X).to_json() | {"kind": "median"}), "median"),
-        (lambda: compare(mean_of(X), mean_of(X, seed=1)), "seed is 0 and 1"),
-        (lambda: compare(*[dataclasses.replace(mean_of(X), replicates=None)] * 2), "no replicates"),
-        (lambda: measure.bootstrap_interval([1.0, math.nan]), "1 NaN or infinite"),
-        (lambda: measure.paired_bootstrap_interval(X, X[:2]), "got 4 and 2 values"),
-    ],
+test_bad_input_is_refused_by_name = refusals(
+    (lambda: measure.over_units(dict, 0, size=1, what="x"), "at least 1; got 0 and 1"),
+    (lambda: Measurement.from_json(mean_of(X).to_json() | {"kind": "median"}), "median"),
+    (lambda: compare(mean_of(X), mean_of(X, seed=1)), "seed is 0 and 1"),
+    (lambda: compare(*[dataclasses.replace(mean_of(X), replicates=None)] * 2), "no replicates"),
+    (lambda: measure.bootstrap_interval([1.0, math.nan]), "1 NaN or infinite"),
+    (lambda: measure.paired_bootstrap_interval(X, X[:2]), "got 4 and 2 values"),
 )
-def test_bad_input_is_refused_by_name(call: object, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        call()

@@ -19,6 +19,8 @@ from isodiff.metrics.measure import cached
 from isodiff.metrics.path_length import epsilon_sweep, path_lengths, path_speed, percentile_mean, squared_l2
 from isodiff.metrics.path_length import perceptual_path_length as ppl
 
+from ..geometry.tensors import noise, refusals
+
 SHAPE = (1, 4, 6)
 SMALL = 0.1  # keeps standard normal latents within the range of images
 
@@ -31,15 +33,11 @@ def _bend(x: Tensor) -> Tensor:
     return torch.tanh(x + 0.5 * x.roll(1, dims=-1))
 
 
-def _pair(rows: int) -> list[Tensor]:
-    return [torch.randn(rows, 24, dtype=torch.float64) for _ in range(2)]
-
-
 @pytest.mark.parametrize("epsilon", [0.3, 1e-4])
 def test_a_scaled_isometry_has_the_chord_of_the_arc(epsilon: float) -> None:
     """For G = c·Q on a sphere of radius r: (2 c r sin(θε/2) / ε)², which tends to (c r θ)²."""
-    a, b = (4.9 * v / v.norm(dim=1, keepdim=True) for v in _pair(5))
-    rotation = torch.linalg.qr(torch.randn(24, 24, dtype=torch.float64))[0]
+    a, b = (4.9 * v / v.norm(dim=1, keepdim=True) for v in noise(2, 5, 24))
+    rotation = torch.linalg.qr(noise(24, 24, seed=1))[0]
     measured, with_power_one = (
         path_speed(lambda x: 0.3 * x @ rotation, squared_l2, a, b, 0.4, epsilon, power=power) for power in (2, 1)
     )
@@ -52,7 +50,7 @@ def test_a_scaled_isometry_has_the_chord_of_the_arc(epsilon: float) -> None:
 
 def test_float32_points_are_those_of_float64_rounded_once() -> None:
     """At ε = 10⁻⁴ positions in float32 would be wrong by up to 6e-4 of the step."""
-    a, b = (v.float() for v in _pair(50))
+    a, b = noise(2, 50, 24).float()
     t = torch.rand(50, dtype=torch.float64)
     measured = path_speed(lambda x: x.double(), squared_l2, a, b, t, 1e-4)
     exact = path_speed(lambda x: x, squared_l2, a.double(), b.double(), t, 1e-4)
@@ -149,27 +147,16 @@ def _of(generate: Callable = _shrink, distance: Callable = l1, num_pairs: int = 
 
 
 A, B = torch.eye(3).split([1, 2])
-
-
-@pytest.mark.parametrize(
-    ("call", "error", "message"),
-    [
-        (lambda: _of(num_pairs=39), ValueError, "at least 40, two for each of .*20 groups; got 39"),
-        (lambda: _of(epsilon=0), ValueError, r"epsilon must be in \(0, 1\].*got 0"),
-        (lambda: _of(epsilon=1e-12), ValueError, "large enough to move a latent in torch.float32; got 1e-12"),
-        (
-            lambda: _of(lambda x: x[:1] * SMALL),
-            ValueError,
-            r"images \(32, 1 or 3, H, W\); got shape \(1, 1, 4, 6\)",
-        ),
-        (lambda: _of(lambda x: _shrink(x).half()), TypeError, "float32 or better.*got torch.float16"),
-        (lambda: _of(distance=lambda a, b: a), ValueError, "must be a named function or have a `protocol`"),
-        (lambda: _of(distance=_infinite), ValueError, "must be finite; got 32 NaN or infinite"),
-        (lambda: path_speed(_shrink, l1, B, B, 0.3, 1e-4, power=3), ValueError, "power must be 1 or 2; got 3"),
-        (lambda: path_speed(_shrink, l1, B, torch.cat([A, B[1:]]), 0.3, 1e-4), ValueError, "pair 1 has no angle"),
-        (lambda: epsilon_sweep(_shrink, SHAPE, {"l1": l1}, [], num_pairs=4), ValueError, "1 epsilon and 2 pairs"),
-    ],
+test_other_input_is_refused = refusals(
+    (lambda: _of(num_pairs=39), "at least 40, two for each of .*20 groups; got 39"),
+    (lambda: _of(epsilon=0), r"epsilon must be in \(0, 1\].*got 0"),
+    (lambda: _of(epsilon=1e-12), "large enough to move a latent in torch.float32; got 1e-12"),
+    (lambda: _of(lambda x: x[:1] * SMALL), r"images \(32, 1 or 3, H, W\); got shape \(1, 1, 4, 6\)"),
+    (lambda: _of(lambda x: _shrink(x).half()), "float32 or better.*got torch.float16"),
+    (lambda: _of(distance=lambda a, b: a), "must be a named function or have a `protocol`"),
+    (lambda: _of(distance=_infinite), "must be finite; got 32 NaN or infinite"),
+    (lambda: path_speed(_shrink, l1, B, B, 0.3, 1e-4, power=3), "power must be 1 or 2; got 3"),
+    (lambda: path_speed(_shrink, l1, B, torch.cat([A, B[1:]]), 0.3, 1e-4), "pair 1 has no angle"),
+    (lambda: epsilon_sweep(_shrink, SHAPE, {"l1": l1}, [], num_pairs=4), "1 epsilon and 2 pairs"),
+    errors=(ValueError, TypeError),
 )
-def test_other_input_is_refused(call: Callable, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        call()

@@ -20,6 +20,8 @@ from torch.utils.data import Dataset
 from isodiff.geometry import expected_radius
 from isodiff.metrics.shell import ShellPoint, holds_from, measure_shell, shell_points
 
+from ..geometry.tensors import refusals
+
 SCHEDULER = DDPMScheduler(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
 ALPHA_BAR = SCHEDULER.alphas_cumprod.double()
 
@@ -109,16 +111,8 @@ def test_a_condition_holds_from_the_last_step_at_which_it_did_not() -> None:
 
 
 FIVE = partial(measure_shell, Images(torch.rand(5, 3, 2, 2)), SCHEDULER)
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (partial(FIVE, num_images=6), "num_images must be 2 … 5, the images there are; got 6"),
-        (partial(FIVE, times=(3, 2)), r"times must be ascending steps of 0 … 999; got \[3, 2\]"),
-        (partial(shell_points, np.array([[1.0, np.nan]]), [0], [1.0], 5), "finite and positive"),
-    ],
+test_other_input_is_refused = refusals(
+    (partial(FIVE, num_images=6), "num_images must be 2 … 5, the images there are; got 6"),
+    (partial(FIVE, times=(3, 2)), r"times must be ascending steps of 0 … 999; got \[3, 2\]"),
+    (partial(shell_points, np.array([[1.0, np.nan]]), [0], [1.0], 5), "finite and positive"),
 )
-def test_other_input_is_refused(call: object, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        call()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -17,25 +16,18 @@ from torch import Tensor
 from isodiff.datasets.faces import FACTORS, render, sample_factors
 from isodiff.diffusion import build_unet
 from isodiff.geometry import lerp, slerp
-from isodiff.metrics.generator import draw_latents, number_generator
-from isodiff.metrics.truth import (
-    decoder_alignment,
-    encoder_alignment,
-    excess_variation,
-    factor_path_length,
-    path_truth,
-    principal_angles,
-    straightness,
-    tangent_alignment,
-    tangent_space,
-)
+from isodiff.metrics import truth
+from isodiff.metrics.generator import draw_latents, number_generator, to_uint8
+from isodiff.metrics.truth import excess_variation, factor_path_length, straightness, tangent_space
+
+from ..geometry.tensors import refusals
 
 SHAPE = (12,)
 MIX = 0.08 * torch.randn(12, 10, generator=torch.Generator().manual_seed(5))
 SIDE = 16
 PIXELS = 3 * SIDE**2
 SCHEDULER = DDPMScheduler()
-walk = partial(path_truth, shape=SHAPE, num_pairs=3, num_points=5)
+walk = partial(truth.path_truth, shape=SHAPE, num_pairs=3, num_points=5)
 
 # paths that end one further on in every factor, so that each has a length
 shapes = array_shapes(min_dims=3, max_dims=3, min_side=2, max_side=7)
@@ -140,14 +132,14 @@ def test_angles_are_the_singular_values_of_the_overlap_whatever_the_scales(seed:
     a, b = rng.standard_normal((2, 9, p)), rng.standard_normal((2, 9, q))
     overlap = np.swapaxes(np.linalg.qr(a)[0], 1, 2) @ np.linalg.qr(b)[0]
     expected = np.arccos(np.linalg.svd(overlap, compute_uv=False).clip(-1, 1))
-    assert np.allclose(principal_angles(a * 10.0 ** rng.integers(-6, 7, p), b), expected, atol=1e-7)
+    assert np.allclose(truth.principal_angles(a * 10.0 ** rng.integers(-6, 7, p), b), expected, atol=1e-7)
 
 
 @pytest.mark.parametrize("angle", [0.0, 1e-12, 1.0, np.pi / 2])
 def test_two_lines_meet_at_their_angle(angle: float) -> None:
     a = np.array([[3.0], [0.0], [0.0]])
     b = -2 * np.array([[np.cos(angle)], [0.0], [np.sin(angle)]])
-    assert principal_angles(a, b)[0] == pytest.approx(angle, rel=1e-9, abs=1e-15)
+    assert truth.principal_angles(a, b)[0] == pytest.approx(angle, rel=1e-9, abs=1e-15)
 
 
 def test_tangent_space_is_the_derivative_of_the_renderer(generator: torch.Generator) -> None:
@@ -163,7 +155,7 @@ def test_tangent_space_is_the_derivative_of_the_renderer(generator: torch.Genera
 def test_a_decoder_that_renders_is_aligned(generator: torch.Generator) -> None:
     """The columns of its Jacobian are combinations of ∂render/∂z: one space, all angles zero."""
     mix = 0.03 * torch.randn(40, 10, generator=generator)
-    measured = decoder_alignment(lambda x: render((x @ mix).clamp(-1, 1), SIDE), (40,), num_latents=2)
+    measured = truth.decoder_alignment(lambda x: render((x @ mix).clamp(-1, 1), SIDE), (40,), num_latents=2)
     assert measured.value > 0.999
     assert max(measured.details["angles"]["value"]) < 2.5
     assert measured.details["error"] < 1e-6
@@ -181,8 +173,8 @@ def test_prescribed_directions_have_their_energy(generator: torch.Generator) -> 
         moved = 2e-6 * x[:, :1] * inside + 1e-6 * x[:, 1:2] * outside + 1e-9 * x[:, 2:3] * basis[:, 4]
         return face + moved.reshape(-1, 3, SIDE, SIDE)
 
-    assert decoder_alignment(plane, (400,), k=1, num_latents=2).value == pytest.approx(1, abs=2e-3)
-    both = decoder_alignment(plane, (400,), k=2, num_latents=2)
+    assert truth.decoder_alignment(plane, (400,), k=1, num_latents=2).value == pytest.approx(1, abs=2e-3)
+    both = truth.decoder_alignment(plane, (400,), k=2, num_latents=2)
     assert both.value == pytest.approx(0.5, abs=2e-3)
     assert both.details["energy"]["value"] == pytest.approx([1, 0], abs=2e-3)
     assert both.details["angles"]["value"] == pytest.approx([0, 90], abs=3)
@@ -191,50 +183,50 @@ def test_prescribed_directions_have_their_energy(generator: torch.Generator) -> 
 def test_an_encoder_that_sees_the_factors_only_is_aligned_and_one_that_sees_all_alike_at_chance() -> None:
     draws = [number_generator(0, "tangent faces", index) for index in range(2)]
     columns = tangent_space(torch.cat([sample_factors(1, generator=draw) for draw in draws]), SIDE)
+    see = lambda x: torch.einsum("bnk,bn->bk", columns, x.flatten(1))  # noqa: E731
     for t in (0, 600):
-        measured = encoder_alignment(
-            lambda x: torch.einsum("bnk,bn->bk", columns, x.flatten(1)), SCHEDULER, t, SIDE, num_faces=2
-        )
+        measured = truth.encoder_alignment(see, SCHEDULER, t, SIDE, num_faces=2)
         assert measured.value > 0.999
         assert measured.protocol["t"] == t
-    measured = encoder_alignment(lambda x: 2 * x, SCHEDULER, 300, SIDE, num_faces=8)
+    measured = truth.encoder_alignment(lambda x: 2 * x, SCHEDULER, 300, SIDE, num_faces=8)
     assert measured.details["chance"] == pytest.approx(10 / (PIXELS - 1))
     assert measured.value == pytest.approx(10 / (PIXELS - 1), rel=0.2)
 
 
 def test_batches_do_not_change_the_alignment(generator: torch.Generator) -> None:
     weights = torch.randn(PIXELS, 12, generator=generator)
-    see = partial(encoder_alignment, lambda x: x.flatten(1) @ weights, SCHEDULER, 100, SIDE, num_faces=3, k=3)
+    see = partial(truth.encoder_alignment, lambda x: x.flatten(1) @ weights, SCHEDULER, 100, SIDE, num_faces=3, k=3)
     assert np.allclose(see(batch_size=8).replicates, see(batch_size=1).replicates, rtol=1e-2)
 
 
+@pytest.mark.parametrize("width", [1.0, 0.7])
+def test_faces_of_fewer_kinds_spread_less(width: float) -> None:
+    """Faces of the data spread by 1; of those drawn from seven tenths of each factor's range by 0.7."""
+    factors = width * sample_factors(128, generator=torch.Generator().manual_seed(1))
+    found = truth.diversity(to_uint8(render(factors, 16)).numpy())
+    assert found.interval[0] < width < found.interval[1]
+    assert found.interval[1] - found.interval[0] < 0.2
+
+
 E = np.eye(5)[:, :2]
-encode = partial(encoder_alignment, lambda x: x, SCHEDULER, resolution=SIDE, num_faces=2)
-decode = partial(decoder_alignment, lambda x: x, num_latents=2)
-align = partial(tangent_alignment, scheduler=SCHEDULER, num_latents=2, t=4, num_steps=2)
-
-
-@pytest.mark.parametrize(
-    ("measure", "message"),
-    [
-        (lambda: straightness(E), r"got shape \(5, 2\)"),
-        (lambda: factor_path_length([[[0.0], [np.nan]]]), "1 NaN"),
-        (lambda: straightness([[[0.0], [1.0]], [[1.0], [1.0]]]), "path 1 has length zero"),
-        (lambda: walk(lambda x: perfect(x)[:, :, :16]), r"square with 3 channels; got images of shape \(3, 16, 32\)"),
-        (lambda: walk(lambda x: perfect(torch.zeros_like(x))), "path 0 begins and ends in the same image"),
-        (lambda: walk(perfect, num_points=2), "num_points at least 3; got 3 and 2"),
-        (lambda: walk(perfect, interpolate=lambda a, b, t: lerp(a, b, t)), "named function"),
-        (lambda: principal_angles(E, E * [1, 0]), "linearly independent"),
-        (lambda: principal_angles(E, E[:4]), r"one space; got shapes \(5, 2\) and \(4, 2\)"),
-        (lambda: principal_angles(E.T, E), r"got shape \(2, 5\)"),
-        (lambda: principal_angles(E, np.full((5, 2), np.nan)), "finite"),
-        (lambda: align(build_unet("digits16")), r"\(1, 16, 16\)"),
-        (lambda: decode((3, SIDE, SIDE), num_latents=1), "at least 2 latents are needed; got 1"),
-        (lambda: decode((1, SIDE, SIDE)), r"got torch.float32 of shape \(2, 1, 16, 16\)"),
-        (lambda: encode(t=1000), "integer steps 0 to 999; got 1000"),
-        (lambda: encode(t=0, k=800), "k must be between 1 and 767"),
-    ],
+encode = partial(truth.encoder_alignment, lambda x: x, SCHEDULER, resolution=SIDE, num_faces=2)
+decode = partial(truth.decoder_alignment, lambda x: x, num_latents=2)
+align = partial(truth.tangent_alignment, scheduler=SCHEDULER, num_latents=2, t=4, num_steps=2)
+test_bad_input_is_refused = refusals(
+    (lambda: straightness(E), r"got shape \(5, 2\)"),
+    (lambda: factor_path_length([[[0.0], [np.nan]]]), "1 NaN"),
+    (lambda: straightness([[[0.0], [1.0]], [[1.0], [1.0]]]), "path 1 has length zero"),
+    (lambda: walk(lambda x: perfect(x)[:, :, :16]), r"square with 3 channels; got images of shape \(3, 16, 32\)"),
+    (lambda: walk(lambda x: perfect(torch.zeros_like(x))), "path 0 begins and ends in the same image"),
+    (lambda: walk(perfect, num_points=2), "num_points at least 3; got 3 and 2"),
+    (lambda: walk(perfect, interpolate=lambda a, b, t: lerp(a, b, t)), "named function"),
+    (lambda: truth.principal_angles(E, E * [1, 0]), "linearly independent"),
+    (lambda: truth.principal_angles(E, E[:4]), r"one space; got shapes \(5, 2\) and \(4, 2\)"),
+    (lambda: truth.principal_angles(E.T, E), r"got shape \(2, 5\)"),
+    (lambda: truth.principal_angles(E, np.full((5, 2), np.nan)), "finite"),
+    (lambda: align(build_unet("digits16")), r"\(1, 16, 16\)"),
+    (lambda: decode((3, SIDE, SIDE), num_latents=1), "at least 2 latents are needed; got 1"),
+    (lambda: decode((1, SIDE, SIDE)), r"got torch.float32 of shape \(2, 1, 16, 16\)"),
+    (lambda: encode(t=1000), "integer steps 0 to 999; got 1000"),
+    (lambda: encode(t=0, k=800), "k must be between 1 and 767"),
 )
-def test_bad_input_is_refused(measure: Callable[[], object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        measure()

@@ -42,7 +42,6 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 
 def without_seconds(path: Path) -> dict[str, Any]:
-    """Return a record but for how long its training took."""
     return {name: facts for name, facts in load_run(path).items() if name != "seconds"}
 
 
