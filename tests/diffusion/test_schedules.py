@@ -206,7 +206,7 @@ test_bad_input_and_what_is_not_done_are_refused = refusals(
     (lambda: steps(prediction_type="flow"), "epsilon, v_prediction, sample; got 'flow'"),
     (lambda: steps(rescale_betas_zero_snr=True, timestep_spacing="trailing"), "epsilon tells nothing at t = 999"),
     (lambda: steps(1000, steps_offset=1, timestep_spacing="leading"), "steps_offset 1"),
-    (lambda: steps(1001), "1 to 1000; got 1001"),
+    *((lambda n=n: steps(n), f"1 to 1000; got {n}") for n in (0, 1001)),
     (lambda: loss([1000, 3]), "0 to 999"),
     (lambda: loss([0.5, 3.0]), "integer steps"),
     (lambda: loss([1, 2, 3]), r"\(3,\)"),

@@ -132,6 +132,22 @@ def test_what_double_backward_gets_wrong_is_refused_with_a_remedy(net: nn.Module
 OPTIONS = [{"stride": (2, 1), "padding": (0, 2)}, {"dilation": 2}, {"groups": 2, "bias": False}, {"padding": "same"}]
 
 
+def tracked(*, training: bool) -> nn.Module:
+    layer = nn.InstanceNorm2d(4, affine=True, track_running_stats=True).train(training)
+    layer.running_mean.normal_(generator=torch.Generator().manual_seed(0))
+    return layer
+
+
+@pytest.mark.parametrize(
+    "layer", [*NORMS, nn.LayerNorm(6), nn.RMSNorm(6), tracked(training=True), tracked(training=False)]
+)
+def test_normalisations_have_the_value_of_torch_s(layer: nn.Module) -> None:
+    layer, x = layer.double(), 3 + noise(2, 4, 6, 6, seed=1)
+    expected = layer(x)
+    with TwiceDifferentiable():
+        torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("options", [*OPTIONS, {"padding": 1, "padding_mode": "circular"}])
 def test_convolutions_have_the_value_and_derivatives_of_torch_s(options: dict) -> None:
     layer, x = nn.Conv2d(4, 6, 3, **options).double(), noise(2, 4, 7, 6, seed=1).requires_grad_()
