@@ -1,4 +1,4 @@
-"""What every test shares: seeded randomness, figures without a screen, GPU tests that skip by themselves."""
+"""What every test shares: seeded randomness, figures without a screen."""
 
 from __future__ import annotations
 
@@ -26,9 +26,3 @@ def generator() -> torch.Generator:
 @pytest.fixture(autouse=True)
 def _seed_global_randomness() -> None:
     torch.manual_seed(0)  # of torch's global generator, which layers use for their initial weights
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

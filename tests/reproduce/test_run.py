@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from isodiff.metrics import git_revision
 from isodiff.reproduce.claims import Arm, Experiment, experiments
@@ -45,10 +48,15 @@ def without_seconds(path: Path) -> dict[str, Any]:
     return {name: facts for name, facts in load_run(path).items() if name != "seconds"}
 
 
-def test_photographs_are_named_where_they_are_opened_and_not_in_records() -> None:
-    run = runs_of({"photographs": experiments("gpu")["photographs"]})[0]
-    assert run.settings["dataset"] == "photographs"
-    assert Place("gpu", Path("a"), Path("b"), photographs="/home/x").dataset(run) == "folder:/home/x"
+def test_photographs_are_opened_where_they_lie_and_records_tell_only_their_name(place: Place) -> None:
+    (folder := place.output.parent / "people").mkdir()
+    for number, image in enumerate(np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)):
+        Image.fromarray(image).save(folder / f"{number}.png")
+    named = dataclasses.replace(TINY, base="faces16/base-0", dataset="photographs", arms={"base": TINY.arms["base"]})
+    execute(runs_of({"named": named})[0], dataclasses.replace(place, photographs=str(folder)))
+    body = load_run(place.output / "named" / "base-seed0.json")
+    assert str(folder) not in json.dumps(body)
+    assert body["measurements"]["anisotropy_t600"]["protocol"]["dataset"] == "photographs"
 
 
 def test_a_run_is_a_whole_record_and_never_done_twice(place: Place) -> None:
