@@ -26,8 +26,6 @@ Declared before the runs:
 Interrupted and run again, it goes on with the runs that are missing; they lie in `--runs`.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import json

@@ -19,8 +19,6 @@ What would take longer than `--limit-seconds` or more memory than `--limit-gib`,
 it, is left out, and the reason is recorded. The CUDA branch has not been run by the authors.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

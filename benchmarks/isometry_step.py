@@ -6,8 +6,6 @@
 gradient of the term alone. All are interleaved in one process; two versions alternate in processes of their own.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """Read the curves of `anisotropy_race.py`: steps to a target, the best λ, and how the methods compare."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import statistics

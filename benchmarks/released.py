@@ -5,8 +5,6 @@ that reads the bottleneck with a hook. Repaired here: its graph reaches the para
 ratio of means can be taken of them. The probe's square, its gradient included, is ours; only the route differs.
 """
 
-from __future__ import annotations
-
 import torch
 from diffusers import UNet2DModel
 from torch import Tensor

@@ -1,7 +1,5 @@
 """What the benchmarks of cost share: interleaved medians, peak memory, and the facts a result is read with."""
 
-from __future__ import annotations
-
 import ctypes
 import platform
 import statistics

@@ -3,8 +3,6 @@
 `python docs/readme.py`, after `isodiff reproduce --report` and `isodiff run 11 13 --update`.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import json

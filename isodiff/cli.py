@@ -381,10 +381,41 @@ class Reproduce:
     progress: bool = True  # whether to show a progress bar
 
     def __call__(self) -> int:
-        from isodiff.reproduce import reproduce_claims
+        from isodiff.reproduce import CLAIMS, check_names, decide, experiments, tally, write_report
 
-        options = {name: value for name, value in vars(self).items() if name not in ("claims", "list")}
-        return reproduce_claims(self.claims, list_only=self.list, **options)
+        names = check_names(self.claims) if self.claims else list(CLAIMS)
+        known = experiments(self.profile)
+        unasked = {name for name, e in known.items() if getattr(e, "dataset", "") == "photographs"}
+        if self.photographs and not any(unasked & set(CLAIMS[name].experiments) for name in names):
+            raise ValueError("none of these claims is about photographs; leave out --photographs, or the claims")
+        if self.list:
+            for claim in (CLAIMS[name] for name in names):
+                print(f"{claim.name:24} {claim.statement}\n{'':24} {claim.protocol or claim.reason}")
+            return 0
+        own = repository_root() / "runs" / "reproduce" / self.profile
+        records = repository_root() / "data" / "results" / "reproduce" if self.profile == "cpu" else own / "records"
+        output, work = Path(self.output or records), Path(self.work or own / "work")
+        for folder, ours in ((output, (*known, "verdicts.json")), (work, ("models", "cache"))):
+            claim_folder(folder, ours, overwrite=None)
+        if not self.report:
+            from isodiff.reproduce.run import Place, reproduce
+
+            needed = {name for claim in names for name in CLAIMS[claim].experiments}
+            needed |= set() if self.claims else known.keys()  # what notebooks ask beside the claims
+            needed -= set() if self.photographs else unasked
+            chosen = {name: e for name, e in known.items() if name in needed}
+            place = Place(self.profile, output, work, str(resolve_device(self.device)), self.photographs)
+            if failures := reproduce(chosen, place, jobs=self.jobs, progress=self.progress):
+                print("\n".join(f"FAILED {failure}" for failure in failures), file=sys.stderr)
+                return 1
+        decisions = decide(output, names)
+        for decision in decisions:
+            claim = decision.claim
+            print(f"{decision.verdict:18} {claim.name:24} {claim.statement}\n{'':43} {decision.ours}")
+        print(f"\n{len(decisions)} claims: {tally(decisions)}")
+        if not self.claims:
+            print(f"written: {write_report(output)}")
+        return 0
 
 
 @dataclass(kw_only=True)

@@ -4,8 +4,6 @@ The cap within `opening` degrees of the pole (0, 0, 1) is left out: no continuou
 is injective (Borsuk and Ulam).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """Verdicts: what a paper claims, what we measured, and whether the two agree."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable
 from html import escape

@@ -1,7 +1,5 @@
 """What every test shares: seeded randomness, figures without a screen."""
 
-from __future__ import annotations
-
 import os
 
 os.environ.setdefault("MPLBACKEND", "agg")

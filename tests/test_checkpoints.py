@@ -1,7 +1,5 @@
 """The shipped models are what the course says they are: small, recorded, isometric, and faithful to the manifold."""
 
-from __future__ import annotations
-
 import json
 from functools import cache
 

@@ -1,7 +1,5 @@
 """The command line: how it reads arguments, what it does with errors, `isodiff sample` and `reproduce`."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -19,7 +17,7 @@ import isodiff
 from isodiff import cli, course
 from isodiff.diffusion import TrainingInterrupted, load_pipeline
 from isodiff.metrics import Generator, draw_latents, to_uint8
-from isodiff.reproduce import CLAIMS, reproduce_claims
+from isodiff.reproduce import CLAIMS
 
 from .reproduce.synthetic import write_records
 
@@ -107,10 +105,10 @@ def test_the_list_has_every_claim_with_what_decides_it(capsys: pytest.CaptureFix
 def test_a_report_is_made_from_records_alone(capsys: pytest.CaptureFixture[str], bare: Path) -> None:
     records = bare / "data" / "results" / "reproduce"
     write_records(records)
-    assert reproduce_claims(["sphere-thickness", "dsm"], report=True) == 0
+    assert cli.Reproduce(claims=("sphere-thickness", "dsm"), report=True)() == 0
     assert "\n2 claims: " in capsys.readouterr().out
     assert not (records / "verdicts.json").exists(), "a part is no report"
-    assert reproduce_claims(report=True) == 0
+    assert cli.Reproduce(report=True)() == 0
     assert [row["name"] for row in json.loads((records / "verdicts.json").read_text())] == list(CLAIMS)
     assert sorted(path.name for path in bare.iterdir()) == ["data", "notebooks"], "nothing was run"
 
@@ -124,5 +122,5 @@ def test_only_what_decides_a_claim_is_run(bare: Path) -> None:
 @pytest.mark.exhaustive
 def test_every_claim_is_decided_from_scratch_at_profile_smoke(tmp_path: Path) -> None:
     folders = {"output": tmp_path / "records", "work": tmp_path / "work"}
-    assert reproduce_claims(profile="smoke", jobs=1, progress=False, **folders) == 0
+    assert cli.Reproduce(profile="smoke", jobs=1, progress=False, **folders)() == 0
     assert [row["name"] for row in json.loads((tmp_path / "records" / "verdicts.json").read_text())] == list(CLAIMS)

@@ -1,7 +1,5 @@
 """The course runner, on small notebooks that papermill really executes."""
 
-from __future__ import annotations
-
 import base64
 import json
 import os

@@ -1,17 +1,17 @@
 """README and site: results are those of the records, figures small, symbols, names, links and menus of the course."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import pydoc
 import re
 import runpy
+import shlex
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from isodiff import cli
 from isodiff.reproduce.report import decide, write_report
 from isodiff.verdict import VERDICTS_MIME
 
@@ -28,10 +28,12 @@ def markdown(name: str) -> str:
     return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
 
 
-@pytest.mark.parametrize("name", sorted(TEXTS))
+@pytest.mark.parametrize("name", [*sorted(TEXTS), "../data/README.md"])
 def test_no_result_is_typed(name: str) -> None:
     """A percentage or an interval stands between braces, which are filled from records; 95 % is a convention."""
-    typed = re.sub(r"\{\{.*?\}\}|```.*?```|`[^`]*`|\$[^$]*\$|95 %", "", TEXTS[name], flags=re.DOTALL)
+    typed = re.sub(
+        r"\{\{.*?\}\}|```.*?```|`[^`]*`|\$[^$]*\$|95 %", "", (ROOT / "docs" / name).read_text("utf-8"), flags=re.DOTALL
+    )
     assert re.findall(r"[-+−]?\d[\d.,]* ?%|\[[-+−]?\d[\d.]*, ?[-+−]?\d[\d.]*\]", typed) == []
 
 
@@ -60,6 +62,19 @@ def test_names_are_names_of_the_package_and_files_are_there() -> None:
     assert [name for name in names if pydoc.locate(f"isodiff.{name}") is None] == []
     files = re.findall(r"`((?:isodiff|benchmarks|docs)/[^`\s]+)`", text)
     assert [file for file in files if not (ROOT / file).exists()] == []
+
+
+def test_every_command_is_understood() -> None:
+    texts = [
+        README,
+        *TEXTS.values(),
+        *((ROOT / name).read_text("utf-8") for name in ("data/README.md", "CONTRIBUTING.md")),
+    ]
+    blocks = re.findall(r"```\w*\n(.*?)```", "\n".join(texts).replace("\\\n", " "), re.DOTALL)
+    commands = re.findall(r"^isodiff .+$", "\n".join(blocks), re.MULTILINE)
+    assert len(commands) > 40
+    for command in commands:
+        assert callable(cli.parse(shlex.split(command, comments=True)[1:])), command
 
 
 def test_scripts_of_others_are_as_published() -> None:

@@ -1,7 +1,5 @@
 """Paths decoded in order, directions against dense decompositions, and what is refused."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from unittest.mock import Mock

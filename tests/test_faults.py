@@ -1,7 +1,5 @@
 """Whatever goes wrong ends in one clear line and a non-zero status, and no file that was there is touched."""
 
-from __future__ import annotations
-
 import json
 import os
 import resource

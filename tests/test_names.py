@@ -1,7 +1,5 @@
 """The names that others rely on are where they look for them; what an empty batch or another number of rows meets."""
 
-from __future__ import annotations
-
 import pydoc
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The committed notebooks: one clean run each, complete, with stored outputs that nbval really compares."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The commands on models that others made: trained, sampled and measured as they are, or refused before any work."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The set-up files agree with each other, and importing the package is light."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

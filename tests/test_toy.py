@@ -1,7 +1,5 @@
 """The toy: its domain, its maps in closed form, and its training."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Verdicts show themselves in three forms that agree, and refuse what is not a verdict."""
 
-from __future__ import annotations
-
 import json
 from xml.etree import ElementTree
 

@@ -1,7 +1,5 @@
 """The explorers without a browser: controls drive the picture, films are decoded once, bad input is refused."""
 
-from __future__ import annotations
-
 import io
 import itertools
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The one door to images, and the data sets of Hahm et al. 2024 (Sec. 4.1: CIFAR-10 to LSUN) and two more by name."""
 
-from __future__ import annotations
-
 import warnings
 from typing import NamedTuple
 

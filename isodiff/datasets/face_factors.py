@@ -3,8 +3,6 @@ r"""Recover the factors of a face by fitting the renderer: ẑ = argmin_z ‖ren
 Levenberg–Marquardt from a linear first guess; the Jacobian's ten columns are forward-mode products of the renderer.
 """
 
-from __future__ import annotations
-
 import warnings
 from functools import cache
 from typing import NamedTuple

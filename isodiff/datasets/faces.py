@@ -9,8 +9,6 @@ a coverage m = σ(d / w) with an edge w of about half a pixel. Layers are compos
 with colours cₖ that depend on z as well. Coordinates: u to the right, v downwards, both in [−1, 1].
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

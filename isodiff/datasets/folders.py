@@ -4,8 +4,6 @@ One pass over the headers of a plain tar archive notes where every image begins;
 any process. A compressed archive is decompressed once from its beginning, and has to fit into memory as pixels.
 """
 
-from __future__ import annotations
-
 import io
 import tarfile
 import zlib

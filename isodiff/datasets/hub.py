@@ -1,7 +1,5 @@
 """Data sets of the Hugging Face hub: found or refused at once, from the cache with HF_HUB_OFFLINE=1."""
 
-from __future__ import annotations
-
 import io
 from contextlib import suppress
 from pathlib import Path

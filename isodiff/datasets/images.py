@@ -4,8 +4,6 @@ A photograph becomes one by its EXIF orientation, in RGB or grey, the largest ce
 antialiased Lanczos resize, bytes u in 0...255, x = u / 127.5 - 1. One that does not decode completely is left out.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence

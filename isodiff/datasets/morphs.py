@@ -3,8 +3,6 @@
 A frame left out makes two steps one, one out of place adds steps: what does not decode, or has no order, is refused.
 """
 
-from __future__ import annotations
-
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,6 +10,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import Self
 
 import torch
 from PIL import Image
@@ -48,7 +47,7 @@ class Morph:
         """Return the originals (2, 3, H, W) in uint8, of another size or shape cut centrally and resized to H x W."""
         return torch.stack(list(self._decoded(self.originals, (3, *self.size[::-1]))))
 
-    def checked(self) -> Morph:
+    def checked(self) -> Self:
         """Return the morph with its size, or refuse it: each image decodes, all frames have one size, some differ."""
         frames = list(self._decoded(self.frames, self.shape))
         _, height, width = frames[0].shape

@@ -4,8 +4,6 @@ With N images, the image at position k is number k mod N of the buffer shuffle o
 the same in every run and process.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from itertools import islice

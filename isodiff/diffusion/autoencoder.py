@@ -6,8 +6,6 @@ are means over pixels and over entries of z. β is so small that it only keeps t
 perceptual nor an adversarial term, which photographs need and drawings do not.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Settings of the trainings: each field is also an option of a command, and the comment beside it the option's help."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, get_args, get_origin, get_type_hints

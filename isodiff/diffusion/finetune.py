@@ -9,8 +9,6 @@ every k-th step only, k times as strong (lazy regularisation, Karras et al. 2020
 map than the encoder e_θ. The two terms, and what λ multiplies, are in `terms`.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass

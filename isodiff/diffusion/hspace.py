@@ -3,8 +3,6 @@
 Here and in all that samples or inverts, a `FixedPrompt` may stand for the `UNet2DModel`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

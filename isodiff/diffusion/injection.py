@@ -11,8 +11,6 @@ asymmetric step of InjectFusion (without its calibration and noise) takes only x
 x_s = √ᾱ_s x̂₀(x_t, h̃_t) + √(1 − ᾱ_s) ε_θ(x_t, h_t).
 """
 
-from __future__ import annotations
-
 import math
 from typing import Literal, get_args
 

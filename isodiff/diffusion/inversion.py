@@ -9,8 +9,6 @@ unknown o_θ(x_t, t). A *refinement* puts in the x_t just found: one fixed-point
 contracts where |b/a| times the Lipschitz constant of o_θ is below one, which often fails at the step next to the image.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

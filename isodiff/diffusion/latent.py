@@ -5,8 +5,6 @@ about unit variance. A KL autoencoder encodes to the mean of its posterior, not 
 rounds to its code book when it decodes, which diffusers differentiates as if it were the identity.
 """
 
-from __future__ import annotations
-
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DModel, VQModel
 from torch import Tensor
 

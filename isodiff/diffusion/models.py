@@ -3,8 +3,6 @@
 Weights of published ones come from the hub; what runs on them is tested on the same layers with random weights.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -8,8 +8,6 @@ which at w = 1 is the conditional model. The bottleneck h is that of the conditi
 watch or change h while sampling, w must be 1.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

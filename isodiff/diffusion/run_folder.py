@@ -4,8 +4,6 @@ A checkpoint is one file with its SHA-256, replaced atomically, the last two kep
 folder, which no single rename replaces, without checksums.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

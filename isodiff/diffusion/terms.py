@@ -5,8 +5,6 @@ The map is the `target`: the encoder X_t → H of the paper, its mean over posit
 penalty of Smooth Diffusion (`smooth`), as published: at a t of every row's own, with δ = σ_t N(0, I)/√n.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -5,8 +5,6 @@ then takes its own rows. So an interrupted run resumes exactly, two runs that di
 steps and noise, and several processes train as one, up to rounding.
 """
 
-from __future__ import annotations
-
 import math
 import signal
 import warnings

@@ -3,7 +3,6 @@
 import lazy_loader
 
 _NAMES = {
-    "dimension": "local_dimension",
     "geodesics": "GeodesicResult continue_geodesic solve_geodesic",
     "initial_paths": "graph_path initial_path resample",
     "isometry": "Metric anisotropy estimate_loss exact_isometry_loss exact_traces isometry_loss isometry_loss_share "
@@ -18,7 +17,7 @@ _NAMES = {
     "spacetime": "SpacetimeCurve spacetime_geodesic",
     "sphere": "combine conformal_factor expected_radius inverse_stereographic lerp move project_to_tangent "
     "require_batch require_same_shape slerp stereographic transport",
-    "trace": "TraceEstimate hutchinson sample_probes",
+    "trace": "TraceEstimate hutchinson local_dimension sample_probes",
 }
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__, submod_attrs={module: names.split() for module, names in _NAMES.items()}

@@ -12,8 +12,6 @@ take it out; L-BFGS with a strong Wolfe line search descends in them (Liu and No
 half the largest relative change of E, to first order, per relative change of the path: without unit.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass

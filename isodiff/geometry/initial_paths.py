@@ -3,8 +3,6 @@
 A solver finds a minimum near its start, so the initial path decides which of several: along the data or across a gap.
 """
 
-from __future__ import annotations
-
 from typing import Literal, get_args
 
 import numpy as np

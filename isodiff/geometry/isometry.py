@@ -12,8 +12,6 @@ flat (the paper's ``G = I``), ``"as_printed"`` takes the metric of Eq. 3 in the 
 belong: nearly a constant, so nearly ``G = I``. ``"euclidean"`` is ``R = JᵀJ`` in all of ℝⁿ.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Literal
 

@@ -8,8 +8,6 @@ backward. Any number of products share one forward graph of ``f`` and can be dif
 such as the diffusion step. Attention runs with its plain kernel: the fused ones have no second derivative.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -12,8 +12,6 @@ between the knots y₀ … y_P. With the squared length q_j ≈ Δy_jᵀ G Δy_j
 with equality exactly if all pieces are equally long. With K = 1 a path may jump over what lies between its nodes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

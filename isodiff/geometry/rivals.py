@@ -5,8 +5,6 @@ paper leaves a choice open, the authors' released code decides; departures are n
 solved one by one, and paths come in the precision of ``a``.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 

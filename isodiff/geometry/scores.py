@@ -9,10 +9,9 @@ so that ``Ĵ = −σ²J`` is near 1 along normals of the manifold and near 0 alo
 differentiable as often as needed, at the precision of ``x``.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
+from typing import Self
 
 import torch
 from scipy.optimize import brentq
@@ -53,7 +52,7 @@ class AnalyticScore:
         noise = 0 if clean else self.sigma * torch.randn(points.shape, generator=generator, dtype=points.dtype)
         return points + noise
 
-    def with_sigma(self, sigma: float) -> AnalyticScore:
+    def with_sigma(self, sigma: float) -> Self:
         """Return the score of the same clean data at another noise level."""
         return dataclasses.replace(self, sigma=sigma)
 

@@ -6,8 +6,6 @@ with J the Jacobian of the image in the noise and δ a random change of the imag
 updated before it is used, so that a share r of it carries gradient, as in StyleGAN2 (Karras et al. 2020).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -9,8 +9,6 @@ so that the length of a curve is ∫ √⟨dη, dμ⟩. The energy of N segments
 large ρ; a geodesic between two rises to where they are not told apart any more.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 

@@ -11,8 +11,6 @@ A step of arc length γ, in the units of x, along a unit tangent vector d is the
 ``cos(γ/r) x + r sin(γ/r) d``. A radius, γ or t is a number or one per row, (B,).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import get_args

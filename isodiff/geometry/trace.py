@@ -1,10 +1,8 @@
-"""Hutchinson's estimator: the trace of a matrix from products with random vectors.
+"""Hutchinson's estimator: the trace of a matrix from products with random vectors; and a dimension told by a trace.
 
 For a matrix ``A`` and a random vector ``v`` with ``E[v vᵀ] = I``, ``E[vᵀ A v] = Tr A`` (Hutchinson 1989). For symmetric
 ``A``, one probe has variance ``2‖A‖²`` (Frobenius) if Gaussian, and ``2(‖A‖² − Σᵢ Aᵢᵢ²)`` if Rademacher.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,7 +11,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from isodiff.geometry.sphere import require_option
+from isodiff.geometry.jacobian import Linearisation, Map
+from isodiff.geometry.sphere import require_at_least, require_option
 
 Distribution = Literal["gaussian", "rademacher"]
 
@@ -59,3 +58,27 @@ def sample_probes(
     if distribution == "gaussian":
         return torch.randn(tuple(shape), dtype=dtype, **source).to(device)
     return (2.0 * torch.randint(0, 2, tuple(shape), **source).to(dtype) - 1.0).to(device)
+
+
+@torch.no_grad()
+def local_dimension(
+    score: Map, x: Tensor, *, sigma: float, num_probes: int | None = None, generator: torch.Generator | None = None
+) -> Tensor:
+    """Return n + σ² (tr ∂s/∂x + ‖s‖²) at x = αx₀, no noise added (Kamkari et al. 2024), (B, *S) → (B,).
+
+    `score` is that of α x₀ + σ ε. At the mean of a Gaussian with variances λᵢ it is Σ α²λᵢ/(α²λᵢ + σ²): a direction
+    counts as far as it is wider than the noise. At noisy points its mean is n whatever the data are. The trace is exact
+    by n products, or Hutchinson's estimate with so many Rademacher probes.
+    """
+    at_x = Linearisation(score, x)
+    n = x[0].numel()
+    if num_probes is None:
+        units = torch.eye(n, dtype=x.dtype, device=x.device)
+        probes = (u.expand(len(x), -1).reshape(x.shape) for u in units)
+    else:
+        require_at_least(1, num_probes=num_probes)
+        options = {"distribution": "rademacher", "generator": generator, "dtype": x.dtype, "device": x.device}
+        probes = (sample_probes(x.shape, **options) for _ in range(num_probes))
+    products = sum((v * at_x.jvp(v)).flatten(1).sum(1) for v in probes)
+    trace = products if num_probes is None else products / num_probes
+    return n + sigma**2 * (trace + at_x.value.flatten(1).square().sum(1))

@@ -1,7 +1,5 @@
 """What an image shows, as probabilities: by a fit of the renderer, or by a network trained on labelled images."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -10,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -73,7 +71,7 @@ class NetworkAttributes:
         write_whole(Path(directory) / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
     @classmethod
-    def load(cls, directory: str | Path, *, device: str | torch.device = "cpu") -> NetworkAttributes:
+    def load(cls, directory: str | Path, *, device: str | torch.device = "cpu") -> Self:
         """Read what `save` wrote."""
         file, weights_file = Path(directory) / RECORD, Path(directory) / WEIGHTS
         if missing := [path.name for path in (file, weights_file) if not path.is_file()]:

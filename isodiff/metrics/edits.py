@@ -9,8 +9,6 @@ A direction d at a latent x is followed to both sides, and z(γ) ∈ [−1, 1]�
     share   Δ_j / Σ_k Δ_k,   spill-over  1 − Δ_j / Σ_k Δ_k.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -218,11 +216,11 @@ def inversion_error(
             "norm_ratio": norm_ratio(inversion.latents),
             "correlation": neighbour_correlation(inversion.latents),
             "kurtosis": excess_kurtosis(inversion.latents),
-            **measure_all(distances, x_0, [back]),
+            **measure_all(distances, x_0, back),
         }
 
     with torch.no_grad(), full_precision():
-        arrays = over_points(compute, images, size=batch_size, what="inversion", distances=described, **key)
+        arrays = over_points(compute, images, size=batch_size, what="inversion", version=2, distances=described, **key)
     n, protocol = images[0].numel(), {**key, "images": content_digest(images)}
     root = (2 * n) ** -0.5
     noise = {"norm_ratio": (1.0, root), "correlation": (0.0, root), "kurtosis": (0.0, (24 / n) ** 0.5)}
@@ -232,7 +230,7 @@ def inversion_error(
 
     measured = [result("inversion_mse", arrays["mse"])]
     for name, own in described.items():
-        measured.append(result(f"inversion_{name}", arrays[f"distance {name}"][:, 0], own | protocol))
+        measured.append(result(f"inversion_{name}", arrays[f"distance {name}"], own | protocol))
     for name, (mean, deviation) in noise.items():
         of_noise = {"mean": mean, "standard_deviation": deviation}
         measured.append(result(f"latent_{name}", arrays[name], noise=of_noise))

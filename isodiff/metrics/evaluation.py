@@ -1,7 +1,5 @@
 """What `isodiff evaluate` measures of one model: how much, on what, which families of metrics, all in one record."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -30,7 +28,7 @@ from isodiff.metrics.generator import Generator, draw_latents, model_digest, to_
 from isodiff.metrics.interpolation import CLOSED_FORM, interpolation_quality, path_smoothness
 from isodiff.metrics.measure import Arrays, Measurement, Record, cached, git_revision, over_units, versions
 from isodiff.metrics.networks import Net, inception_features, perceptual_distance
-from isodiff.metrics.path_length import Mode, epsilon_sweep, path_lengths
+from isodiff.metrics.path_length import Mode, path_lengths
 from isodiff.metrics.separability import linear_separability
 from isodiff.metrics.trajectory import relative_trajectory_length
 from isodiff.metrics.truth import diversity, encoder_alignment, path_truth, tangent_alignment
@@ -54,8 +52,6 @@ class Sizes:
     ppl_epsilon: float = 1e-4  # distance of its two positions, as a share of the path
     ppl_networks: Some[Net] = ("alex", "vgg")  # inside LPIPS; the paper takes the first
     ppl_modes: Some[Mode] = ("full", "end")  # where on the path; the paper takes the first
-    num_sweep_pairs: Count = 16  # pairs at each epsilon of the sweep; 0 for no sweep
-    sweep_epsilons: Some[float] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
     num_rtl_pairs: Count = 24  # pairs of latents of the relative trajectory length
     rtl_points: Count = 9  # points of each path, both ends included
     rtl_steps: Count = 20  # at each of which the ratio is measured; the paper takes 20
@@ -96,7 +92,7 @@ class Sizes:
 
 # fmt: off
 _RECORD: dict[str, Any] = {
-    "num_fid_images": 2_000, "num_ppl_pairs": 200, "ppl_steps": 100, "num_sweep_pairs": 40, "num_rtl_pairs": 100,
+    "num_fid_images": 2_000, "num_ppl_pairs": 200, "ppl_steps": 100, "num_rtl_pairs": 100,
     "rtl_points": 17, "num_spectra": 24, "num_anisotropy": 256, "num_maps": 40, "map_steps": 20,
     "num_latents": 64, "num_spread": 1_000,
     "num_separable": 2_000, "num_kept": 1_000, "num_truth_pairs": 100, "num_alignment": 16, "walk_points": 13,
@@ -104,7 +100,7 @@ _RECORD: dict[str, Any] = {
     "num_geodesics": 32, "path_segments": 16, "swept_shares": [0.2, 0.4, 0.8], "num_swept": 16,
 }
 _GPU: dict[str, Any] = _RECORD | {
-    "num_fid_images": 10_000, "num_ppl_pairs": 50_000, "num_sweep_pairs": 1_000, "num_rtl_pairs": 1_000,
+    "num_fid_images": 10_000, "num_ppl_pairs": 50_000, "num_rtl_pairs": 1_000,
     "rtl_points": 33, "num_spectra": 256, "num_anisotropy": 4_096, "num_maps": 64, "num_truth_pairs": 1_000,
     "truth_points": 33, "num_alignment": 128, "walk_points": 33, "num_edited": 256, "num_inverted": 256,
     "inversion_steps": [10, 20, 50, 100, 200], "num_interpolated": 1_000, "num_geodesics": 256, "num_swept": 256,
@@ -217,10 +213,6 @@ def _ppl(run: Evaluation, generate: Generator) -> Measurements:
     for mode in sizes.ppl_modes:
         found = path_lengths(*what, num_pairs=sizes.num_ppl_pairs, epsilon=sizes.ppl_epsilon, mode=mode, **shared)
         measured |= {f"{m.name}_{net.removeprefix('log_')}_{mode}": m for net, m in found.items()}
-    if sizes.num_sweep_pairs and "full" in sizes.ppl_modes:
-        swept = epsilon_sweep(*what, sizes.sweep_epsilons, num_pairs=sizes.num_sweep_pairs, **shared)
-        for net in distances:
-            measured[f"ppl_{net}_full"].details["epsilon_sweep"] = swept[net]
     return measured
 
 

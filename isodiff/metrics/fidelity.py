@@ -9,8 +9,6 @@ With AᵀA = Σ_a and BᵀB = Σ_b, centred features or Cholesky factors, Tr (Σ
 intervals are jackknives over both sets at once, row i in group i modulo 20.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

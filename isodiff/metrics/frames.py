@@ -9,8 +9,6 @@ With frames x₀ … x_N of a pair of images a and b, d the LPIPS distance, dᵢ
 second order in a small change, twice as many frames about halve the sum and quarter the mean: compare at equal N.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -71,11 +69,11 @@ def pair_distances(pairs: Tensor, distances: Mapping[str, Distance]) -> Arrays:
     @torch.no_grad()
     def compute(some: Tensor, start: int) -> Arrays:
         first, second = (some.float() / 127.5 - 1).unbind(1)
-        return measure_all(distances, first, [second])
+        return measure_all(distances, first, second)
 
     size = max(1, 2**17 // pairs[0, 0, 0].numel())  # VGG has 64 numbers a pixel, and more behind
-    found = over_points(compute, pairs, size=size, what="frames", version=1, distances=describe(distances))
-    return {name: found[f"distance {name}"][:, 0] for name in distances}
+    found = over_points(compute, pairs, size=size, what="frames", version=2, distances=describe(distances))
+    return {name: found[f"distance {name}"] for name in distances}
 
 
 def evaluate_frames(

@@ -1,7 +1,5 @@
 """The map that a metric looks at: latents x_T by number, and the deterministic sampler x_T → x₀."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 

@@ -6,8 +6,6 @@ standard deviation, Saito and Matsubara 2025), by their detail, as blur shortens
 by the renderer that knows them.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from typing import NamedTuple

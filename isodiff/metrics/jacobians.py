@@ -7,8 +7,6 @@ the paper's figures are, or the whole sampler x_T → x₀, about which its clai
 space at x of the sphere through x, J (I − x̂x̂ᵀ). Of every driver x are points (n, *S).
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from functools import partial

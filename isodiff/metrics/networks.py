@@ -5,8 +5,6 @@ Their weights are looked for where ``ISODIFF_WEIGHTS`` says, or else in two pack
 SHA-256 and read without running any Python that a file may hold.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import importlib
@@ -147,13 +145,6 @@ class _ArrayUnpickler(pickle.Unpickler):
         return _ARRAYS[name]
 
 
-def perceptual_distance(net: Net = "alex", *, device: torch.device | str = "cpu") -> PerceptualDistance:
-    """Return LPIPS 0.1 with ImageNet features, ``"alex"`` (Hahm et al. 2024) or ``"vgg"`` (Karras et al. 2019)."""
-    if net not in _BACKBONES:
-        raise ValueError(f"net must be one of {', '.join(_BACKBONES)}; got {net!r}")
-    return PerceptualDistance(net, find_weights(_BACKBONES[net]), torch.device(device))
-
-
 class PerceptualDistance:
     """LPIPS (Eq. 1, Zhang et al. 2018) with the published heads, differentiable; loaded at the first call."""
 
@@ -193,9 +184,11 @@ class PerceptualDistance:
         return network.requires_grad_(False).eval().to(self.device)
 
 
-def inception_features(*, device: torch.device | str = "cpu") -> InceptionFeatures:
-    """Return the features that FID and KID are defined on."""
-    return InceptionFeatures(find_weights("inception"), torch.device(device))
+def perceptual_distance(net: Net = "alex", *, device: torch.device | str = "cpu") -> PerceptualDistance:
+    """Return LPIPS 0.1 with ImageNet features, ``"alex"`` (Hahm et al. 2024) or ``"vgg"`` (Karras et al. 2019)."""
+    if net not in _BACKBONES:
+        raise ValueError(f"net must be one of {', '.join(_BACKBONES)}; got {net!r}")
+    return PerceptualDistance(net, find_weights(_BACKBONES[net]), torch.device(device))
 
 
 class InceptionFeatures:
@@ -222,6 +215,11 @@ class InceptionFeatures:
     @cached_property
     def _network(self) -> FeatureExtractorInceptionV3:
         return _Inception(self.path).to(self.device)
+
+
+def inception_features(*, device: torch.device | str = "cpu") -> InceptionFeatures:
+    """Return the features that FID and KID are defined on."""
+    return InceptionFeatures(find_weights("inception"), torch.device(device))
 
 
 class _Inception(FeatureExtractorInceptionV3):

@@ -7,9 +7,7 @@ change, so d/ε² tends to the squared speed of the image, while d/ε, which Sec
 zero with ε. Both points are decoded in the same row of batches of one size, and in float32.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -20,7 +18,7 @@ from torch import Tensor
 from isodiff.datasets import check_images
 from isodiff.geometry import slerp
 from isodiff.metrics.generator import Generate, Generator, draw_latents, number_generator
-from isodiff.metrics.measure import GROUPS, Arrays, Measurement, full_precision, leave_groups_out, means, over_units
+from isodiff.metrics.measure import GROUPS, Arrays, Measurement, full_precision, leave_groups_out, over_units
 
 # two batches of images (B, C, H, W) to their distances (B,), with a name or, as LPIPS has, a `protocol`
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -40,7 +38,7 @@ def path_speed(
     """Return ``d(G(x(t)), G(x(t + ε))) / ε^power`` of pairs (B, *S), (B,): Karras's power is 2, Hahm's as printed 1."""
     if power not in (1, 2):
         raise ValueError(f"power must be 1 or 2; got {power}")
-    x, y = _points(a, b, t, [epsilon], a.dtype)
+    x, y = _points(a, b, t, epsilon, a.dtype)
     return measure(distance, generate(x), generate(y)) / epsilon**power
 
 
@@ -78,13 +76,13 @@ def path_lengths(
     if num_pairs < 2 * GROUPS:
         raise ValueError(f"num_pairs must be at least {2 * GROUPS}, two for each of {GROUPS} groups; got {num_pairs}")
     sizes = {"num_pairs": num_pairs, "batch_size": batch_size, "seed": seed}
-    found, described = _distances(generate, shape, distances, [epsilon], mode=mode, **sizes), describe(distances)
+    found, described = _distances(generate, shape, distances, epsilon, mode=mode, **sizes), describe(distances)
     shared = {"epsilon": float(epsilon), "power": 2, "mode": mode, "percentiles": [*_PERCENTILES]}
     shared |= {"path": "slerp with radius"}
     shared |= {"num_steps": generate.num_steps} if isinstance(generate, Generator) else {}
     measured = {}
     for name in distances:
-        speed = found[name][:, 0] / epsilon**2
+        speed = found[name] / epsilon**2
         value, replicates = leave_groups_out(percentile_mean, speed)
         details = {"unfiltered": float(speed.mean()), "median": float(np.median(speed))}
         fields = {"unit": "pairs", "seed": seed, "protocol": {**described[name], **shared}, "details": details}
@@ -94,45 +92,18 @@ def path_lengths(
     return measured
 
 
-def epsilon_sweep(
-    generate: Generate, shape: Shape, distances: Distances, epsilons: Sequence[float], *, num_pairs: int, **options: int
-) -> dict[str, dict[str, Any]]:
-    """Measure ``d/ε²`` at K values of ε on the first pairs of `path_lengths`, and the level of rounding alone.
-
-    The floor is the larger of two mean distances over ε² of the image at t from its equals but for rounding: "company",
-    decoded in reverse order and batches of other sizes, so that sums change order, and "last bit", every number of x(t)
-    moved to a neighbouring float32 at random. Intervals are bootstraps, without filter. Cost: (K + 3) P images.
-    """
-    if not epsilons or num_pairs < 2:
-        raise ValueError(f"expected at least 1 epsilon and 2 pairs; got {len(epsilons)} and num_pairs={num_pairs}")
-    sweeps, squares = {}, np.square(epsilons, dtype=float)
-    for name, found in _distances(generate, shape, distances, epsilons, num_pairs, noise=True, **options).items():
-        speeds = found[:, :-2] / squares
-        noise = dict(zip(("last bit", "company"), found[:, -2:].mean(axis=0).tolist(), strict=True))
-        sweeps[name] = {
-            "epsilons": [float(epsilon) for epsilon in epsilons],
-            **means(speeds),
-            "floor": (max(noise.values()) / squares).tolist(),
-            "noise": noise,
-            "num_pairs": num_pairs,
-            "mode": "full",
-        }
-    return sweeps
-
-
 def _distances(
     generate: Generate,
     shape: Shape,
     distances: Distances,
-    epsilons: Sequence[float],
+    epsilon: float,
     num_pairs: int,
     *,
-    mode: Mode = "full",
-    noise: bool = False,
-    batch_size: int = 32,
-    seed: int = 0,
+    mode: Mode,
+    batch_size: int,
+    seed: int,
 ) -> Arrays:
-    """Return how far x(t) is from every x(t + ε) by each distance, (P, K), and from itself under two kinds of noise."""
+    """Return how far x(t) is from x(t + ε) by each distance, (P,)."""
     if mode not in get_args(Mode):
         raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}; got {mode!r}")
 
@@ -142,35 +113,29 @@ def _distances(
         if mode == "full":
             generators = (number_generator(seed, "positions", number) for number in range(start, stop))
             t = torch.stack([torch.rand((), generator=generator, dtype=t.dtype) for generator in generators])
-        x, *others = _points(ends[::2], ends[1::2], t, epsilons, torch.float32, start)
-        if noise:
-            others.append(torch.nextafter(x, draw_latents(shape, start, stop, seed=seed, stream="last bit")))
-        images = [_decode(generate, y) for y in others]
-        images += [_decode_in_other_company(generate, x)] if noise else []
-        return measure_all(distances, _decode(generate, x), images)
+        x, y = _points(ends[::2], ends[1::2], t, epsilon, torch.float32, start)
+        return measure_all(distances, _decode(generate, x), _decode(generate, y))
 
-    key = {"epsilons": [*map(float, epsilons)], "mode": mode, "seed": seed, "noise": noise}
-    key["distances"] = describe(distances)
+    key = {"epsilon": float(epsilon), "mode": mode, "seed": seed, "distances": describe(distances)}
     with torch.no_grad(), full_precision():
-        arrays = over_units(compute, num_pairs, size=batch_size, what="path length", version=2, **key)
+        arrays = over_units(compute, num_pairs, size=batch_size, what="path length", version=3, **key)
     return {name: arrays[f"distance {name}"] for name in distances}
 
 
 def _points(
-    a: Tensor, b: Tensor, t: float | Tensor, epsilons: Sequence[float], dtype: torch.dtype, start: int = 0
-) -> list[Tensor]:
-    """Return x(t) and every x(t + ε), rounded once: in float32 a step of 1e-4 would be wrong by 6e-4 of itself."""
-    if wrong := [epsilon for epsilon in epsilons if not 0 < epsilon <= 1]:
-        raise ValueError(f"epsilon must be in (0, 1], a share of the path; got {wrong[0]}")
+    a: Tensor, b: Tensor, t: float | Tensor, epsilon: float, dtype: torch.dtype, start: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Return x(t) and x(t + ε), rounded once: in float32 a step of 1e-4 would be wrong by 6e-4 of itself."""
+    if not 0 < epsilon <= 1:
+        raise ValueError(f"epsilon must be in (0, 1], a share of the path; got {epsilon}")
     a, b, t = a.double(), b.double(), torch.as_tensor(t, dtype=torch.float64, device=a.device)
-    x, *ys = (slerp(a, b, t + step).to(dtype) for step in (0, *epsilons))
+    x, y = (slerp(a, b, t + step).to(dtype) for step in (0, epsilon))
     apart = torch.nn.functional.normalize(a.flatten(1)) - torch.nn.functional.normalize(b.flatten(1))
     if (apart.norm(dim=1) <= 8 * torch.finfo(dtype).eps).any():
         raise ValueError(f"pair {start + int(apart.norm(dim=1).argmin())} has no angle between its latents to walk")
-    for y, epsilon in zip(ys, epsilons, strict=True):
-        if (x == y).flatten(1).all(dim=1).any():
-            raise ValueError(f"epsilon must be large enough to move a latent in {dtype}; got {epsilon}")
-    return [x, *ys]
+    if (x == y).flatten(1).all(dim=1).any():
+        raise ValueError(f"epsilon must be large enough to move a latent in {dtype}; got {epsilon}")
+    return x, y
 
 
 def _decode(generate: Generate, x: Tensor) -> Tensor:
@@ -178,14 +143,6 @@ def _decode(generate: Generate, x: Tensor) -> Tensor:
     if isinstance(images, Tensor) and images.dtype in (torch.float16, torch.bfloat16):
         raise TypeError(f"generate must give images in float32 or better; got {images.dtype}")
     return check_images(images, len(x))
-
-
-def _decode_in_other_company(generate: Generate, x: Tensor) -> Tensor:
-    """Return the same images, decoded in reverse order and in batches of other sizes than ``len(x)``."""
-    if len(x) == 1:
-        return _decode(generate, torch.cat([x, x]))[:1]
-    third = max(1, len(x) // 3)
-    return torch.cat([_decode(generate, rows) for rows in x.flip(0).split([third, len(x) - third])]).flip(0)
 
 
 def measure(distance: Distance, first: Tensor, second: Tensor) -> Tensor:
@@ -198,10 +155,10 @@ def measure(distance: Distance, first: Tensor, second: Tensor) -> Tensor:
     return found
 
 
-def measure_all(distances: Distances, image: Tensor, others: Sequence[Tensor]) -> Arrays:
-    """Return as ``"distance <name>"`` the distances (B, K) of one batch of images to K others."""
-    found = {name: [measure(d, image, other) for other in others] for name, d in distances.items()}
-    return {f"distance {name}": torch.stack(columns, dim=1).double().cpu().numpy() for name, columns in found.items()}
+def measure_all(distances: Distances, first: Tensor, second: Tensor) -> Arrays:
+    """Return as ``"distance <name>"`` the distances (B,) of two batches of images."""
+    found = {name: measure(distance, first, second) for name, distance in distances.items()}
+    return {f"distance {name}": column.double().cpu().numpy() for name, column in found.items()}
 
 
 def describe(distances: Distances) -> dict[str, dict[str, Any]]:

@@ -9,8 +9,6 @@ Karras trains and scores on the same latents. But n points in general position i
 whatever their labels, so that protocol gives 1 even for labels drawn by lot; out-of-fold predictions do not.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, Literal, get_args

@@ -7,8 +7,6 @@ step t: the mean of ‖x_t‖ / r_t over images and noise, which is 1 on that sp
 std‖x_t‖ / mean‖x_t‖, the thickness of the shell, which for noise alone is √(n / E‖ε‖² − 1) ≈ 1 / √(2n).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

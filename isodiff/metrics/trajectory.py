@@ -8,8 +8,6 @@ arc, with ratio (π/2)/√2 = 1.1107. The paper's path along slerp can be read i
 and DDIM carries every point down; "x_t" carries the ends down and joins their x_t at each step.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import Literal, get_args

@@ -9,8 +9,6 @@ T = ∂render/∂z. With Q an orthonormal basis of it and uᵢ the k leading dir
 over the principal angles θⱼ: 1 if every direction is a possible change of the face, 10/n for random ones of ℝⁿ.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any

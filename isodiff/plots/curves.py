@@ -1,7 +1,5 @@
 """Curves and intervals that recur in the course: each draws on the axes it is given and returns them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

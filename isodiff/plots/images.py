@@ -1,7 +1,5 @@
 """Grids and strips of images (N, 1 or 3, H, W), clipped to [−1, 1], or to [−span, span] where noise is the subject."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A unit sphere seen from 22° above the equator, at 25° of longitude, and its stereographic chart."""
 
-from __future__ import annotations
-
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes

@@ -1,7 +1,5 @@
 """One look for every figure: colours of Okabe and Ito (2008) and Tol's muted scheme, quiet axes, a caption."""
 
-from __future__ import annotations
-
 import base64
 import io
 import textwrap

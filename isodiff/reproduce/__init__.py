@@ -5,13 +5,12 @@
 
 import lazy_loader
 
+_NAMES = {
+    "claims": "CLAIMS INSTRUMENTS experiments",
+    "endpoints": "contrast load_run observe record seeds_of",
+    "report": "arm_estimates arms_of check_names decide effect over_trainings tally write_report",
+    "rules": "Effect Estimate Within holm",
+}
 __getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "claims": ["CLAIMS", "INSTRUMENTS"],
-        "command": ["reproduce_claims"],
-        "endpoints": ["contrast", "load_run", "observe", "record", "seeds_of"],
-        "report": ["arm_estimates", "arms_of", "decide", "effect", "over_trainings", "tally"],
-        "rules": ["Effect", "Estimate", "Within", "holm"],
-    },
+    __name__, submod_attrs={module: names.split() for module, names in _NAMES.items()}
 )

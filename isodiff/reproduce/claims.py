@@ -1,7 +1,5 @@
 """What is claimed, and what is trained and measured to decide it: `claims.toml` and `experiments.toml`, read."""
 
-from __future__ import annotations
-
 import dataclasses
 import tomllib
 from collections.abc import Mapping

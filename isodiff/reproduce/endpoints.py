@@ -1,7 +1,5 @@
 """From the records of one seed to one number, and from a folder to an estimate over units."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math
@@ -9,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -155,7 +153,7 @@ class Endpoint:
     sources: tuple[tuple[str, str, str], ...]
 
     @classmethod
-    def read(cls, table: Mapping[str, str | list[str]]) -> Endpoint:
+    def read(cls, table: Mapping[str, str | list[str]]) -> Self:
         """Read one as `claims.toml` has it: ``{"log_ratio": "faces16 isometric/control fid"}``."""
         if len(table) != 1 or not table.keys() <= FUNCTIONS.keys():
             raise ValueError(f"an endpoint is one of {', '.join(FUNCTIONS)}; got {dict(table)}")

@@ -3,8 +3,6 @@
 Names end in ``_built`` and ``_seen``, both log ratios, where an effect is known in size; the rest are levels.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

@@ -1,7 +1,5 @@
 """Experiments without a diffusion model of their own: each a function of seed and options to named numbers."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The verdicts, from records alone: nothing here trains or measures."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

@@ -16,13 +16,11 @@ claims whose p-values do not survive Holm's correction are *undecided*; secondar
 Hochberg's adjusted p-value.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -40,7 +38,7 @@ class Estimate:
     values: tuple[float, ...]
 
     @classmethod
-    def of(cls, values: ArrayLike) -> Estimate:
+    def of(cls, values: ArrayLike) -> Self:
         """Make it from n ≥ 2 finite numbers."""
         array = np.asarray(values, dtype=float)
         if array.ndim != 1 or array.size < 2 or not np.isfinite(array).all():

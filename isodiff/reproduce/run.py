@@ -1,7 +1,5 @@
 """Execute experiments: one record a run, whole or not at all, several runs at a time, after the base of their seed."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -1,7 +1,5 @@
 """What every explorer shares: labelled controls, one picture, a line that says what it shows, and a reset."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from html import escape
 from typing import Any

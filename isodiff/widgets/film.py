@@ -1,7 +1,5 @@
 """Films: frames along one parameter, decoded in one batch when a choice is first made and only looked up after that."""
 
-from __future__ import annotations
-
 import io
 import math
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Move a point of the sphere and watch its image in the stereographic chart."""
 
-from __future__ import annotations
-
 import io
 
 import numpy as np

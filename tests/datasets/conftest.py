@@ -1,7 +1,5 @@
 """Data sets of the hub are read as on a machine without a connection, from a cache of their own."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import datasets

@@ -1,7 +1,5 @@
 """Pictures, archives and data sets of the hub's own format, made on the spot."""
 
-from __future__ import annotations
-
 import io
 import tarfile
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The door to images: its names, the table of the papers' data sets, and what it says without a connection."""
 
-from __future__ import annotations
-
 import re
 import time
 from pathlib import Path

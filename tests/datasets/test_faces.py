@@ -1,7 +1,5 @@
 """The renderer is smooth, resolution-consistent and invertible; its dataset is deterministic."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings

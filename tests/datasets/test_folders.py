@@ -1,7 +1,5 @@
 """Folders and archives: the same images however they are packed, from any process, and damage named."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import tarfile

@@ -1,7 +1,5 @@
 """What a data point is: upright, central, antialiased, RGB; and the digits as scikit-learn has them."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

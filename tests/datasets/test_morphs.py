@@ -1,7 +1,5 @@
 """Folders of frames: their order by the numbers in their names, and what leaves it open."""
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 

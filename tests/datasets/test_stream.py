@@ -1,7 +1,5 @@
 """Streams: the same image at the same position whatever the batch, the process or the interruption."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import pickle

@@ -1,7 +1,5 @@
 """A training that kills itself: a module of its own, so that a process forked from a server can import it."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

@@ -1,7 +1,5 @@
 """The autoencoder of latent diffusion: its loss in closed form, exact resumption, and what it leaves behind."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Settings refuse what they cannot mean, by name, and are told from the command line."""
 
-from __future__ import annotations
-
 from dataclasses import fields
 from functools import partial
 from math import inf, nan

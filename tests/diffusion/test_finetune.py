@@ -1,7 +1,5 @@
 """The loop minimises Eq. 7: each term has the gradient it promises, whatever cheapens it, and none is silently zero."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 

@@ -1,7 +1,5 @@
 """The encoder is the first half of the U-Net, exactly; injection changes nothing where nothing is injected."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from functools import partial

@@ -1,7 +1,5 @@
 """Inversion finds what the sampler started from, the latent or a point at a noise level, and says how nearly."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

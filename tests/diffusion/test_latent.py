@@ -1,7 +1,5 @@
 """Latent diffusion, and Stable Diffusion with a fixed prompt, sample and train as diffusers' own pipelines do."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Models, published or on disks, are opened with the same weights, or refused with what to do."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Nothing that was written is lost to a kill, a flipped bit, a signal or a loss that is not finite."""
 
-from __future__ import annotations
-
 import io
 import json
 import math

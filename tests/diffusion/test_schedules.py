@@ -1,7 +1,5 @@
 """Every scheduler of diffusers is read for its betas or refused; losses and samplers are those of the papers."""
 
-from __future__ import annotations
-
 import warnings
 from functools import partial
 from types import SimpleNamespace

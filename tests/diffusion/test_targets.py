@@ -1,7 +1,5 @@
 """The targets of the term: each is its map's, right on linear denoisers, reaches what it should and goes on exactly."""
 
-from __future__ import annotations
-
 import math
 from itertools import islice
 from pathlib import Path

@@ -3,8 +3,6 @@
 `accelerate launch` runs this very module on two processes; what they find is compared here with one process.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

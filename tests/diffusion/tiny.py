@@ -1,7 +1,5 @@
 """Tiny models of the same classes as the real ones, made on the spot, and noise for them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from types import SimpleNamespace

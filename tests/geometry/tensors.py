@@ -1,7 +1,5 @@
 """Seeded tensors, slopes and tests of refusals that these tests and their neighbours share."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import pytest

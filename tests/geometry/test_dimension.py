@@ -1,7 +1,5 @@
 """FLIPD is exact on Gaussians and the shell, by both traces, and says n of noisy points."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

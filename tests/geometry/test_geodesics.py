@@ -1,7 +1,5 @@
 """Geodesics against closed forms, their symmetries, the three traps, the descent, and what counts as converged."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

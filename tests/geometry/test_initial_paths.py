@@ -1,7 +1,5 @@
 """Initial paths: the named curves, equal spacing, and walks over samples."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given

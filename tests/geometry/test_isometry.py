@@ -1,7 +1,5 @@
 """The scaled-isometry loss: identities, the oracle, bias and gradient, both routes, and what may not be passed."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import partial

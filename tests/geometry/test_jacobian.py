@@ -1,7 +1,5 @@
 """Jacobian products, singular values and mean metrics against dense Jacobians."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """The gradient of the isometry loss against central differences of its value, layer by layer, in float64."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Metrics, energies and the score's Jacobian against closed forms, dense matrices, autograd and finite differences."""
 
-from __future__ import annotations
-
 import itertools
 import math
 

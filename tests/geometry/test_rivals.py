@@ -1,7 +1,5 @@
 """Rival interpolations: closed forms, oracles that transcribe the published objective, symmetries, what is refused."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """Analytic scores: gradients of their densities, scipy's densities, integrals, symmetries, samples, bad input."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

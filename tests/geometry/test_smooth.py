@@ -1,7 +1,5 @@
 """Smooth Diffusion's penalty: lengths of a known Jacobian, its floor, and shares whose gradients add up to its own."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Fisher–Rao in spacetime: the closed form for Gaussian data, by exact and by estimated traces."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """Singular values and vectors by iteration: prescribed spectra, criteria, precision, degeneracy, and failures."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

@@ -1,7 +1,5 @@
 """The sphere: exact moments, the chart and its metric, tangents, curves, great circles and parallel transport."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

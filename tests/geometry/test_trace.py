@@ -1,7 +1,5 @@
 """Hutchinson's estimator against exact traces, its variance law, and its standard error."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

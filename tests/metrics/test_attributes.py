@@ -1,7 +1,5 @@
 """Attribute classifiers: true factors, networks that survive the disk, labels, a training that resumes to the bit."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

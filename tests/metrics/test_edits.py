@@ -1,7 +1,5 @@
 """Effects of moves on factors, and DDIM inversion: closed forms, noise that must not flatter, real models."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from math import erfc

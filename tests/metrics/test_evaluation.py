@@ -1,7 +1,5 @@
 """A whole evaluation of a real small model: every metric, interrupted, resumed, compared, refused; sizes, records."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from pathlib import Path
@@ -18,8 +16,8 @@ from isodiff.metrics.measure import Measurement, Record, comparison_table, versi
 
 # fmt: off
 TINY = {
-    "num_fid_images": 40, "fid_steps": 2, "num_ppl_pairs": 40, "ppl_steps": 2, "num_sweep_pairs": 40,
-    "sweep_epsilons": [0.01, 0.001], "num_rtl_pairs": 3, "rtl_points": 3, "rtl_steps": 2, "spectrum_times": [300, 600],
+    "num_fid_images": 40, "fid_steps": 2, "num_ppl_pairs": 40, "ppl_steps": 2,
+    "num_rtl_pairs": 3, "rtl_points": 3, "rtl_steps": 2, "spectrum_times": [300, 600],
     "num_spectra": 3, "spectrum_k": 3, "condition_ks": [3, 2], "num_anisotropy": 8, "num_maps": 3, "map_k": 2,
     "map_steps": 1,
     "num_separable": 64, "num_kept": 40, "num_truth_pairs": 2, "truth_points": 3, "num_alignment": 2, "walk_points": 3,

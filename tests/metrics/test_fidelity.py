@@ -1,7 +1,5 @@
 """FID and KID: closed forms, invariances, the libraries' values, intervals that cover, features that are kept."""
 
-from __future__ import annotations
-
 import json
 import math
 from itertools import permutations, product

@@ -1,7 +1,5 @@
 """Statistics of frames: closed forms, invariances, the lpips package on the same files, records and refusals."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """Latents by number, the sampler as a map, and what counts as an image."""
 
-from __future__ import annotations
-
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from scipy.stats import kstest

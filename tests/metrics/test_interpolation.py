@@ -1,7 +1,5 @@
 """Paths between images by every method, and how evenly they change: closed forms, and real small models."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Spectra of maps and what is made of them: closed forms, dense against iterative, batches, and what is refused."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import numpy as np

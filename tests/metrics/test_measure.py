@@ -1,7 +1,5 @@
 """Units made in pieces that are kept; numbers with intervals, stored and compared; full float32."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import math

@@ -1,7 +1,5 @@
 """LPIPS and Inception are the published networks: equal to the libraries given the same, verified weights."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import pickle

@@ -1,7 +1,5 @@
 """Linear separability: known entropies, machines equal to scikit-learn's, protocols that tell chance from knowledge."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from unittest.mock import DEFAULT, Mock
 

@@ -3,8 +3,6 @@
 `accelerate launch` and `torchrun` run this very file on two processes; what they did is compared here with one process.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -1,7 +1,5 @@
 """The shell of noisy images against closed forms: noise alone, one image over and over, Gaussian images."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from functools import partial

@@ -1,7 +1,5 @@
 """Length over chord in closed form, and the driver against a naive loop on a real model."""
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """Paths of known factors, angles of known spans, and maps whose leading directions are known."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The recurring curves draw the numbers they are given, in the course's colours."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from matplotlib.axes import Axes

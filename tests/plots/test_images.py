@@ -1,7 +1,5 @@
 """Images as figures: pixels where they belong, labels under the images, bad input refused; figures stored small."""
 
-from __future__ import annotations
-
 import io
 import re
 

@@ -1,7 +1,5 @@
 """Spheres seen from afar: the view is a rotation, circles keep their angle and are drawn where they are."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """The course's look: methods keep their colours, captions stay inside their figure."""
 
-from __future__ import annotations
-
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 

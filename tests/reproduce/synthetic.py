@@ -1,7 +1,5 @@
 """Folders of records: those that are shipped, with numbers of chance in place of what was measured."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Iterable

@@ -1,7 +1,5 @@
 """The two files and their reader: every claim says what decides it, and that is measured; faults are named."""
 
-from __future__ import annotations
-
 import inspect
 import tomllib
 

@@ -1,7 +1,5 @@
 """Records back to numbers, and the functions that make endpoints of them, in closed form."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """The controls show about what was built, and next to nothing where nothing was."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Experiments without a diffusion model: theory where there is one, and the same numbers for the same seed."""
 
-from __future__ import annotations
-
 import math
 from types import SimpleNamespace
 

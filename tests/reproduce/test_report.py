@@ -1,7 +1,5 @@
 """Verdicts and tables from folders of records: what the correction does, what is written, and what is refused."""
 
-from __future__ import annotations
-
 import json
 import math
 import shutil

@@ -1,7 +1,5 @@
 """Intervals over units, the rules and the correction: against Student by hand, and at the boundaries."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Runs: one whole record each, never twice, resumed where they stopped, refused by name where they do not fit."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil
