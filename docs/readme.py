@@ -39,6 +39,7 @@ def blocks(records: Path) -> dict[str, str]:
     strong = {"map": "map_log_anisotropy", "ppl": "ppl_alex_full", "kid": "kid"}  # at a hundred times the weight
     for name, quantity in strong.items():
         effects[f"encoder-{name}"] = effect(contrast("targets", quantity, "encoder", "control")(records), "%")
+    effects["kid-32"] = effect(contrast("faces32", "kid", "isometric", "control")(records), "%")
     return effects | made | {f"{what}-32": _geodesics(records, what) for what in ("distance", "excess")}
 
 

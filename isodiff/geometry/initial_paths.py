@@ -98,9 +98,9 @@ def _shortest(vertices: np.ndarray, num_neighbours: int) -> list[int]:
     lengths, neighbours = KDTree(vertices).query(vertices, num_neighbours + 1)  # each is its own nearest neighbour
     rows = np.repeat(np.arange(len(vertices)), num_neighbours + 1)
     edges = rows != neighbours.ravel()
-    # an edge of no length, from an end that is a sample, would be read as no edge
-    weights = np.maximum(lengths.ravel()[edges], np.finfo(float).tiny)
-    graph = coo_array((weights, (rows[edges], neighbours.ravel()[edges])), shape=(len(vertices),) * 2).tocsr()
+    graph = coo_array(
+        (lengths.ravel()[edges], (rows[edges], neighbours.ravel()[edges])), shape=(len(vertices),) * 2
+    ).tocsr()
     before = dijkstra(graph, directed=False, indices=0, return_predecessors=True)[1]
     if before[1] < 0:
         how = "raise it, or give more samples"

@@ -5,6 +5,7 @@ Names end in ``_built`` and ``_seen``, both log ratios, where an effect is known
 
 import dataclasses
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -39,20 +40,19 @@ def controls(seed: int, *, num_pairs: int, num_points: int, num_latents: int, nu
 
 
 def image_controls(seed: int, *, num_images: int) -> Values:
-    """Compare a model's images with the data, with other images of the data, and with noise on top of them."""
+    """Compare with the data other images of it, a model's images, and these with white noise of 0.02 and of 0.05."""
     generate = metrics.Generator(diffusion.load_pipeline(f"faces16/base-{seed}"), 20)
     with torch.no_grad():
         latents = metrics.draw_latents(generate.shape, 0, num_images, seed=seed, stream="controls").split(64)
         images = torch.cat([generate(part) for part in latents])
-    noisy = images + 0.05 * torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
-    sets = {"real": real_images("faces", 16, num_images, seed=seed), "images": images, "noisy": noisy}
-    sets["others"] = real_images("faces", 16, num_images, seed=seed + 1_000)
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
+    real = partial(real_images, "faces", 16, num_images)
+    sets = {"real": real(seed=seed), "_floor": real(seed=seed + 1_000), "": images}
+    sets |= {"_faint": images + 0.02 * noise, "_noisy": images + 0.05 * noise}
     extractor = inception_features()
     f = {name: extract_features(metrics.to_uint8(x.clamp(-1, 1)).numpy(), extractor) for name, x in sets.items()}
-    pairs = {"": ("real", "images"), "_noisy": ("real", "noisy"), "_again": ("others", "images")}
-    pairs["_floor"] = ("real", "others")
-    distances = {"fid": fid, "kid": kid}
-    return {f"{n}{k}": d(f[a], f[b]).value for n, d in distances.items() for k, (a, b) in pairs.items()}
+    target = f.pop("real")
+    return {f"{d.__name__}{name}": d(target, features).value for d in (fid, kid) for name, features in f.items()}
 
 
 def _walk(pipeline: object, seed: int, num_pairs: int) -> Values:

@@ -12,11 +12,11 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from isodiff.datasets.faces import FacesDataset
-from isodiff.diffusion import FinetuneConfig, NoiseSchedule
+from isodiff.diffusion import FinetuneConfig, NoiseSchedule, encode
 from isodiff.diffusion.finetune import finetune
 from isodiff.diffusion.terms import Terms
 from isodiff.diffusion.training import TrainingStep
-from isodiff.geometry import sample_probes
+from isodiff.geometry import dense_jacobian, sample_probes
 
 from ..geometry.tensors import slopes
 from .tiny import noise, tiny_ddpm, weights
@@ -83,6 +83,29 @@ def test_terms_of_a_linear_denoiser_are_those_of_its_known_jacobian(target: str)
         pulled = pulled - (pulled * unit).sum(1, keepdim=True) * unit
         expected = pulled.square().sum(1).mean() / pushed.square().sum(1).mean() ** 2
     assert value == pytest.approx(expected.item(), rel=1e-5)  # the schedule is in float32
+
+
+@pytest.mark.parametrize("target", ["encoder", "pooled"])
+def test_the_encoder_and_its_mean_over_positions_have_the_term_of_their_dense_jacobians(target: str) -> None:
+    unet, x_0 = tiny_ddpm().unet.double(), noise(4, 3, 8, 8, seed=1, dtype=torch.float64)
+    value, t = _add(Terms(unet, SCHEDULER, _config(target), 1), x_0)
+    draw = TrainingStep(0, 0, Accelerator(cpu=True)).generator("isometry")
+    torch.randint(1000, (), generator=draw), torch.randint(1000, (4,), generator=draw)  # t, and the rows' own
+    eps, v = torch.randn(x_0.shape, generator=draw).double(), sample_probes(x_0.shape, generator=draw).double()
+    x = SCHEDULER.add_noise(x_0, eps, torch.tensor(t))
+
+    def f(x: Tensor) -> Tensor:
+        h = encode(unet, x, t)
+        assert h.shape[-1] > 1
+        return h.mean((-2, -1)) if target == "pooled" else h
+
+    unit, v, samples = x.flatten(1) / x.flatten(1).norm(dim=1, keepdim=True), v.flatten(1), []
+    for row, direction, jacobian in zip(unit, v, dense_jacobian(f, x), strict=True):
+        tangent = torch.eye(len(row)).double() - torch.outer(row, row)
+        pushed = jacobian @ tangent @ direction
+        samples.append(torch.stack([pushed.square().sum(), (tangent @ jacobian.mT @ pushed).square().sum()]))
+    one, two = torch.stack(samples).mean(0)
+    assert value == pytest.approx((two / one**2).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("target", TARGETS)

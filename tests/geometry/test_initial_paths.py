@@ -52,6 +52,17 @@ def test_the_graph_path_is_the_shortest_one_of_all_in_equal_steps() -> None:
     torch.testing.assert_close(path, torch.stack([expected, expected.flip(0)]))
 
 
+def test_the_graph_path_weighs_edges_by_length_and_keeps_its_ends_to_the_last_bit() -> None:
+    """Over (1.5, 1.2) there are two edges of 1.92 each; the three along the line are shorter together."""
+    samples = torch.tensor([[1.0, 0.1], [2.0, 0.1], [1.5, 1.2]]) + 0.1
+    a, b = torch.tensor([[[0.1, 0.1]], [[3.1, 0.1]]])
+    path = graph_path(a, b, samples, 7, num_neighbours=2)
+    torch.testing.assert_close(path, resample(torch.cat([a, samples[:2], b])[None], 7))
+    assert torch.equal(path[:, 0], a)
+    assert torch.equal(path[:, -1], b)
+    assert torch.equal(graph_path(samples[:1], b, samples, 7, num_neighbours=2)[:, 0], samples[:1]), "an end twice"
+
+
 A, B = noise(2, 3, 2)
 NEAR = noise(20, 2) / 100
 test_bad_paths_are_refused = refusals(
