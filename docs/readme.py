@@ -74,7 +74,8 @@ def _sizes(records: Path) -> str:
         config, bases = settings["config"], len(seeds) if own else 1
         start = f"{len(seeds)} on {bases} base{'s' * (bases > 1)}"
         told.append(f"{images}, {start}, {config['num_steps']:,} × {config['batch_size']}")
-    return f"Trainings, steps × images: faces of {'; '.join(told)}; weight {config['lambda_iso']:g} on anisotropy (1: a scaled isometry)."
+    weight = f"weight {config['lambda_iso']:g} on anisotropy (1: a scaled isometry)"
+    return f"Trainings, steps × images: faces of {'; '.join(told)}; {weight}."
 
 
 def fill(text: str, made: Mapping[str, str]) -> str:
