@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from tqdm import tqdm
 
@@ -74,8 +75,11 @@ def reproduce(
     # a base whose record is there, but not its model, is trained again for those that start from it
     lost = {place.model(run, "base") for run in later if not (place.model(run, "base") / diffusion.RECORD).is_file()}
     first = [run for run in runs if place.model(run) in lost or (run in todo and run not in later)]
-    failures, options = [], {"mp_context": get_context("spawn"), "initializer": _prepare, "initargs": (jobs,)}
-    with tqdm(total=len(first) + len(later), unit="run", disable=not progress) as bar:
+    failures, options = [], {"mp_context": get_context("spawn"), "initializer": _prepare}
+    # idle threads sleep: where they spin, a busy machine slows a run many times over
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs)), "OMP_WAIT_POLICY": "PASSIVE"}
+    bar = tqdm(total=len(first) + len(later), unit="run", disable=not progress)
+    with patch.dict(os.environ, threads | os.environ), bar:
         for wave in (first, later):
             with ProcessPoolExecutor(jobs, **options) as pool:
                 try:
@@ -91,11 +95,9 @@ def reproduce(
     return failures
 
 
-def _prepare(jobs: int) -> None:
-    import torch
+def _prepare() -> None:
     from diffusers.utils import logging
 
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
     logging.disable_progress_bar()
 
 
